@@ -1,0 +1,265 @@
+"""The sections of `params.yaml` as checked, frozen objects.
+
+No field has a default: values live in `conf/` only, one home for each number. The classes declare
+and validate; they compute nothing, so that no stage depends on this file for what it computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from bitrank import schema
+from bitrank.errors import ConfigError, UserError
+from bitrank.pins import (
+    Benchmark,
+    HubModel,
+    Icd10Rows,
+    JsonlRows,
+    LocalModel,
+    PypiModel,
+    TinyModel,
+)
+
+Faults = Iterator[tuple[str, str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    name: str
+    source: PypiModel | LocalModel | HubModel | TinyModel
+    provenance: str
+    """What a reader must know of these weights, e.g. "dequantized from Q4_1"."""
+    license: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    name: str
+    rows: Icd10Rows | JsonlRows
+    prompt: str
+    """Template of the prompt over the row's fields, e.g. "Diagnosis: {text}\\nChapter:"."""
+    answer: str
+    """Template of the answer; its leading space belongs to it."""
+    num_train: int
+    num_validation: int
+    num_test: int
+    balance: bool
+    """Draw as many rows of each answer as of the others, as far as they last."""
+    split_seed: int
+    max_sequence_tokens: int
+
+    def faults(self) -> Faults:
+        for name in ("num_train", "num_validation", "num_test"):
+            if getattr(self, name) < 1:
+                yield name, f"must be at least 1, got {getattr(self, name)}"
+        if self.max_sequence_tokens < 2:
+            yield "max_sequence_tokens", "must leave room for a prompt and an answer (2 or more)"
+        for name in ("prompt", "answer"):
+            if "{" not in getattr(self, name):
+                yield name, "must name a field of the rows in braces, such as {text}"
+        if not self.answer[:1].isspace() and not self.prompt[-1:].isspace():
+            yield "answer", "must begin with a space, or `data.prompt` must end with one"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecisionConfig:
+    """How the base model's linear weights are held, with nothing left to a library's default."""
+
+    name: str
+    quant_type: Literal["int8", "fp4", "nf4"] | None
+    """null: not quantized."""
+    double_quant: bool
+    """Quantize the block scales too (4-bit types only)."""
+    block_size: int | None
+    """Weights that share one scale (4-bit types only)."""
+    weight_dtype: Literal["float32", "bfloat16", "float16"]
+    """Type of everything that is not quantized: embeddings, norms, output layer."""
+    compute_dtype: Literal["float32", "bfloat16", "float16"]
+    """Type in which a matrix product with dequantized 4-bit weights is computed."""
+
+    def faults(self) -> Faults:
+        four_bit = self.quant_type in ("fp4", "nf4")
+        if self.double_quant and not four_bit:
+            yield "double_quant", "applies to fp4 and nf4 only"
+        if four_bit != (self.block_size is not None):
+            yield "block_size", "must be given for fp4 and nf4, and be null otherwise"
+        if self.block_size is not None and self.block_size not in (32, 64, 128, 256, 512, 1024):
+            yield "block_size", f"must be a power of two from 32 to 1024, got {self.block_size}"
+        if not four_bit and self.compute_dtype != self.weight_dtype:
+            yield "compute_dtype", "must equal `precision.weight_dtype` unless the base is 4-bit"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    method: Literal["lora"]
+    rank: int
+    alpha_per_rank: float
+    """alpha / rank, the factor of the update: W + (alpha / rank) * B A."""
+    dropout: float
+    target_modules: list[str]
+    """Linear layers that get an adapter, by the end of their name; or ["all-linear"]."""
+
+    def faults(self) -> Faults:
+        if self.rank < 1:
+            yield "rank", f"must be at least 1, got {self.rank}"
+        if self.alpha_per_rank <= 0:
+            yield "alpha_per_rank", f"must be above 0, got {self.alpha_per_rank}"
+        if not 0 <= self.dropout < 1:
+            yield "dropout", f"must be in [0, 1), got {self.dropout}"
+        if not self.target_modules:
+            yield "target_modules", 'must name at least one layer, or be ["all-linear"]'
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    epochs: int
+    learning_rate: float
+    schedule: Literal["linear", "cosine", "constant"]
+    warmup_steps: int
+    weight_decay: float
+    max_grad_norm: float
+    micro_batch_size: int
+    """Rows in one forward pass on one device."""
+    global_batch_size: int
+    """Rows in one optimizer step."""
+
+    def faults(self) -> Faults:
+        for name in ("epochs", "micro_batch_size", "global_batch_size"):
+            if getattr(self, name) < 1:
+                yield name, f"must be at least 1, got {getattr(self, name)}"
+        for name in ("learning_rate", "max_grad_norm"):
+            if getattr(self, name) <= 0:
+                yield name, f"must be above 0, got {getattr(self, name)}"
+        for name in ("warmup_steps", "weight_decay"):
+            if getattr(self, name) < 0:
+                yield name, f"must not be negative, got {getattr(self, name)}"
+        if self.micro_batch_size > 0 and self.global_batch_size % self.micro_batch_size:
+            yield "global_batch_size", "must be a multiple of `train.micro_batch_size`"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureConfig:
+    warmup_steps: int
+    steps: int
+    prompt_tokens: int
+    """Length of the prompt of the prefill measurement."""
+    decode_tokens: int
+
+    def faults(self) -> Faults:
+        for name in ("warmup_steps", "steps", "prompt_tokens", "decode_tokens"):
+            if getattr(self, name) < 1:
+                yield name, f"must be at least 1, got {getattr(self, name)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeConfig:
+    base: Literal["dequantized", "original"]
+    """Which weights the update is added to: those that training saw, or the ones before."""
+    dtype: Literal["float32", "bfloat16", "float16"]
+    check_items: int
+    """Validation prompts on which the merged model's logits are compared."""
+
+    def faults(self) -> Faults:
+        if self.check_items < 1:
+            yield "check_items", f"must be at least 1, got {self.check_items}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    batch_size: int
+    dequantize: bool
+    """Compute 4-bit models on dequantized weights: the same logits to the bit, faster."""
+    benchmarks: list[Benchmark]
+
+    def faults(self) -> Faults:
+        if self.batch_size < 1:
+            yield "batch_size", f"must be at least 1, got {self.batch_size}"
+        names = [benchmark.name for benchmark in self.benchmarks]
+        if len(set(names)) < len(names):
+            yield "benchmarks", "must have distinct names"
+        if "task" in names:
+            yield "benchmarks", 'must not use the name "task", which is the trained task\'s'
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedsConfig:
+    """What varies between repeats. The split has a seed of its own, `data.split_seed`."""
+
+    init: int
+    """Seed of the adapter's first weights and of dropout."""
+    order: int
+    """Seed of the order of the training rows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeConfig:
+    device: Literal["cpu", "cuda"]
+    threads: int
+    """CPU threads of torch: tracked, because it changes the order of floating-point sums."""
+
+    def faults(self) -> Faults:
+        if self.threads < 1:
+            yield "threads", f"must be at least 1, got {self.threads}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    experiment: str
+    """Name of the MLflow experiment. The server comes from MLFLOW_TRACKING_URI only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """All of `params.yaml`: one point of a sweep."""
+
+    seed: int
+    model: ModelConfig
+    data: DataConfig
+    precision: PrecisionConfig
+    adapter: AdapterConfig
+    train: TrainConfig
+    measure: MeasureConfig
+    merge: MergeConfig
+    evaluate: EvaluateConfig
+    seeds: SeedsConfig
+    runtime: RuntimeConfig
+    tracking: TrackingConfig
+
+
+def parse(values: object) -> RunConfig:
+    """Return the checked configuration.
+
+    Raises:
+        ConfigError: with all faults, each under the key as the user writes it.
+    """
+    faults: list[str] = []
+    run = schema.build(RunConfig, values, "", faults)
+    if run is None or faults:
+        raise ConfigError([fault.replace("`.", "`") for fault in faults])
+    return run
+
+
+def load(path: Path = Path("params.yaml")) -> RunConfig:
+    """Read and check a composed configuration. OmegaConf reads `1e-3` as a number, PyYAML as text.
+
+    Raises:
+        UserError: there is no such file, or it is not YAML.
+        ConfigError: with all faults.
+    """
+    try:
+        values = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; `bitrank params` composes it") from None
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"{path} cannot be read: {error}; `bitrank params` rewrites it") from None
+    return parse(values)
+
+
+SECTIONS = tuple(field.name for field in fields(RunConfig))

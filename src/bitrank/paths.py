@@ -1,0 +1,39 @@
+"""Where each artifact lives, relative to the project's root. The only place that joins paths."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+DATA = Path("data")
+DOWNLOADS = DATA / "downloads"
+"""Wheels by sha256; not an out of any stage, so that a re-run does not download again."""
+ORIGINAL = DATA / "base" / "original"
+QUANTIZED = DATA / "base" / "quantized"
+TOKENIZER = DATA / "base" / "tokenizer"
+PREPARED = DATA / "prepared"
+AUDIT = DATA / "audit"
+BENCHMARKS = DATA / "benchmarks"
+ADAPTER = DATA / "adapter"
+MERGED = DATA / "merged"
+REPORT = DATA / "report"
+RESULTS = DATA / "results"
+HARDWARE = DATA / "hardware.json"
+MLFLOW = DATA / "mlflow"
+
+SPLITS = ("train", "validation", "test")
+SUBJECTS = ("original", "quantized", "adapter", "merged")
+"""The four models that are evaluated, in the order in which they are shown."""
+
+
+def split(name: str, prepared: Path = PREPARED) -> Path:
+    return prepared / f"{name}.jsonl"
+
+
+def record(stage: str, results: Path = RESULTS) -> Path:
+    """The record of a stage; `evaluate` has one for each subject ("evaluate-adapter")."""
+    return results / f"{stage}.json"
+
+
+def items(subject: str) -> Path:
+    """Folder of the item logs of one evaluated model, one file a task."""
+    return DATA / "items" / subject
