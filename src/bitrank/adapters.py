@@ -35,9 +35,7 @@ class Stamp:
     data_hash: str
 
 
-def attach_adapter(
-    base: PreTrainedModel, adapter: AdapterConfig, init_seed: int
-) -> PeftModel:
+def attach_adapter(base: PreTrainedModel, adapter: AdapterConfig, init_seed: int) -> PeftModel:
     """Return `base` with a fresh adapter, the only thing in it that is trainable.
 
     The seed is set here, immediately before the random A is drawn.
@@ -46,26 +44,25 @@ def attach_adapter(
         UserError: a target module that the base does not have, or a rank above a layer's size.
     """
     targets = _target_layers(base, adapter.target_modules)
-    too_small = [n for n, layer in targets.items() if adapter.rank > min(layer.in_features,
-                                                                          layer.out_features)]  # fmt: skip
-    if too_small:
-        raise UserError(
-            f"`adapter.rank` {adapter.rank} is above the size of {too_small[0]}, which is "
-            f"{targets[too_small[0]].out_features} x {targets[too_small[0]].in_features}"
-        )
+    for name, layer in targets.items():
+        if adapter.rank > min(layer.in_features, layer.out_features):
+            raise UserError(
+                f"`adapter.rank` {adapter.rank} is above the size of {name}, which is "
+                f"{layer.out_features} x {layer.in_features}"
+            )
     environment.seed_everything(init_seed)
     return get_peft_model(
         base,
         LoraConfig(
             task_type="CAUSAL_LM",
             r=adapter.rank,
-            lora_alpha=adapter.alpha_per_rank * adapter.rank,  # type: ignore[arg-type]
+            lora_alpha=adapter.alpha_per_rank * adapter.rank,
             lora_dropout=adapter.dropout,
             target_modules=sorted({name.rsplit(".", 1)[-1] for name in targets}),
             bias="none",
         ),
         autocast_adapter_dtype=True,
-    )  # type: ignore[return-value]
+    )
 
 
 def _target_layers(base: PreTrainedModel, wanted: list[str]) -> dict[str, models.Linear]:
@@ -133,7 +130,7 @@ def delta(layer: LoraLayer) -> torch.Tensor:
     """(alpha / rank) * B A in fp32, of shape (out, in)."""
     a = layer.lora_A["default"].weight.detach().float()
     b = layer.lora_B["default"].weight.detach().float()
-    return float(layer.scaling["default"]) * (b @ a)
+    return torch.mul(b @ a, float(layer.scaling["default"]))
 
 
 def describe_adapter(model: PeftModel) -> dict[str, Any]:
@@ -155,6 +152,5 @@ def describe_adapter(model: PeftModel) -> dict[str, Any]:
 
 def hash_first_weights(model: PeftModel) -> str:
     """One hash of all A matrices: equal at the start of runs with the same init seed."""
-    return identity.hash_json(
-        [[n, identity.hash_tensor(layer.lora_A["default"].weight)] for n, layer in lora_layers(model)]
-    )
+    firsts = ((name, layer.lora_A["default"].weight) for name, layer in lora_layers(model))
+    return identity.hash_json([[name, identity.hash_tensor(first)] for name, first in firsts])

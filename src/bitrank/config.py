@@ -129,9 +129,11 @@ class TrainConfig:
     """Rows in one forward pass on one device."""
     global_batch_size: int
     """Rows in one optimizer step."""
+    validation_steps: int
+    """Steps between two looks at the validation loss; it is also taken at both ends."""
 
     def faults(self) -> Faults:
-        for name in ("epochs", "micro_batch_size", "global_batch_size"):
+        for name in ("epochs", "micro_batch_size", "global_batch_size", "validation_steps"):
             if getattr(self, name) < 1:
                 yield name, f"must be at least 1, got {getattr(self, name)}"
         for name in ("learning_rate", "max_grad_norm"):

@@ -17,8 +17,17 @@ from bitrank.config import RuntimeConfig
 from bitrank.errors import UserError
 
 PACKAGES = (
-    "torch", "transformers", "peft", "bitsandbytes", "accelerate", "tokenizers", "safetensors",
-    "numpy", "datasets", "lm_eval", "scikit-learn",
+    "torch",
+    "transformers",
+    "peft",
+    "bitsandbytes",
+    "accelerate",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "datasets",
+    "lm_eval",
+    "scikit-learn",
 )
 
 

@@ -51,7 +51,10 @@ def gpus() -> list[dict[str, Any]]:
     try:
         answer = subprocess.run(
             ["nvidia-smi", query, "--format=csv,noheader,nounits"],
-            capture_output=True, text=True, check=True, timeout=20,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=20,
         )
     except (OSError, subprocess.SubprocessError):
         return []

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stderr
+from io import StringIO
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import bitsandbytes
 import torch
 import transformers
-from bitsandbytes.nn import Int8Params, Linear4bit, Linear8bitLt, Params4bit
+from bitsandbytes.nn import Linear4bit, Linear8bitLt, Params4bit
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import (
@@ -33,7 +37,11 @@ from bitrank.config import PrecisionConfig
 from bitrank.errors import UserError
 
 ATTENTION = "sdpa"
-Linear = torch.nn.Linear | Linear4bit | Linear8bitLt
+Linear: TypeAlias = torch.nn.Linear
+"""Plain, `Linear4bit` and `Linear8bitLt` alike: the quantized ones are its subclasses."""
+
+ADAPTER = ".lora_"
+"""What marks an adapter's own modules inside a base model: they are not the base."""
 
 # Bars and one line for each int8 product would drown our own progress.
 transformers.utils.logging.set_verbosity_error()
@@ -71,13 +79,17 @@ def load_gguf(file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A GGUF checkpoint dequantized to fp32, with nothing left of its quantized past."""
     where = {"gguf_file": file.name, "local_files_only": True}
     folder = os.path.abspath(file.parent)
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation=ATTENTION, **where
-    )
+    # A bar of the converter's own, which nothing else turns off, would fill a log with one line.
+    quiet = nullcontext() if sys.stderr.isatty() else redirect_stderr(StringIO())
+    with quiet:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation=ATTENTION, **where
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, **where)
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    return _frozen(model), AutoTokenizer.from_pretrained(folder, **where)
+    return _frozen(model), tokenizer
 
 
 def build_tiny(
@@ -129,12 +141,12 @@ def quantize_model(
         trust_remote_code=False,
         quantization_config=_to_bitsandbytes(precision),
     )
-    if precision.block_size not in (None, 64):
+    if precision.block_size is not None and precision.block_size != 64:
         original = linear_layers(load_model(folder, keep_dtype=True))
         for name, layer in linear_layers(model).items():
             if isinstance(layer, Linear4bit):
                 layer.weight = requantize(original[name].weight.data.to(device, dtype), layer,
-                                          block_size=cast(int, precision.block_size))  # fmt: skip
+                                          block_size=precision.block_size)  # fmt: skip
     return _frozen(model)
 
 
@@ -170,37 +182,52 @@ def _frozen(model: PreTrainedModel) -> PreTrainedModel:
     return cast(PreTrainedModel, model.eval().requires_grad_(False))
 
 
-def save_model(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path
-) -> None:
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write safetensors, configuration and tokenizer, without the path the model came from."""
     model.config._name_or_path = ""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
-def linear_layers(model: torch.nn.Module) -> dict[str, Linear]:
+def linear_layers(model: PreTrainedModel) -> dict[str, Linear]:
     """The linear layers inside the blocks, by name: what is quantized and what gets an adapter."""
-    head = None
-    if isinstance(model, PreTrainedModel):
-        head = model.get_output_embeddings()
+    head = model.get_output_embeddings()
     return {
-        name: module
+        name.removesuffix(".base_layer"): module
         for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and module is not head
+        if isinstance(module, torch.nn.Linear) and module is not head and ADAPTER not in name
     }
 
 
 def dequantized_weight(layer: Linear) -> torch.Tensor:
     """The weight that the layer stands for, in fp32, whatever holds it; shape (out, in)."""
-    weight = layer.weight
-    if isinstance(weight, Params4bit):
-        full = bitsandbytes.functional.dequantize_4bit(weight.data, weight.quant_state)
-        return cast(torch.Tensor, full).float()
-    if isinstance(weight, Int8Params):
-        scale = weight.SCB if weight.SCB is not None else cast(Any, layer).state.SCB
-        return weight.data.float() * (scale.float().view(-1, 1) / 127)
-    return weight.data.float()
+    if isinstance(layer, Linear4bit):
+        packed, state = layer.weight.data, layer.weight.quant_state
+        return cast(torch.Tensor, bitsandbytes.functional.dequantize_4bit(packed, state)).float()
+    if isinstance(layer, Linear8bitLt):
+        return layer.weight.data.float() * (int8_scale(layer).float().view(-1, 1) / 127)
+    return layer.weight.data.float()
+
+
+def quantized_bytes(layer: Linear) -> int | None:
+    """Bytes of a quantized layer's codes and scales; None for a plain layer."""
+    if isinstance(layer, Linear4bit):
+        state = layer.weight.quant_state
+        scales = [state.absmax]
+        if state.nested:
+            scales += [state.state2.absmax, state.state2.code, state.offset]
+        held = [layer.weight.data, state.code, *scales]
+    elif isinstance(layer, Linear8bitLt):
+        held = [layer.weight.data, int8_scale(layer)]
+    else:
+        return None
+    return sum(tensor.numel() * tensor.element_size() for tensor in held)
+
+
+def int8_scale(layer: Linear8bitLt) -> torch.Tensor:
+    """The scale of each row, shape (out,); the first forward pass moves it off the weight."""
+    scale = layer.weight.SCB if layer.weight.SCB is not None else layer.state.SCB
+    return cast(torch.Tensor, scale)
 
 
 def dequantize_model(model: PreTrainedModel) -> PreTrainedModel:
@@ -213,14 +240,46 @@ def dequantize_model(model: PreTrainedModel) -> PreTrainedModel:
     return _frozen(model)
 
 
-def describe_precision(model: torch.nn.Module) -> dict[str, Any]:
+def count_weights(model: PreTrainedModel) -> int:
+    """Parameters of the base, a packed 4-bit element counted as the weights that it holds."""
+    layers = linear_layers(model)
+    inside = {id(layer.weight) for layer in layers.values()}
+    linear = sum(layer.in_features * layer.out_features for layer in layers.values())
+    return linear + sum(
+        parameter.numel()
+        for name, parameter in model.named_parameters()
+        if id(parameter) not in inside and ADAPTER not in name
+    )
+
+
+@contextmanager
+def evaluating_as_trained(model: torch.nn.Module) -> Iterator[None]:
+    """No gradients and no dropout, but quantized layers compute as they do in training.
+
+    In evaluation int8 layers quantize activations too, and 4-bit layers on a CPU with AVX512-BF16
+    repack their weights for good; neither belongs into a look at the validation loss.
+    """
+    was_training = model.training
+    model.eval()
+    for layer in model.modules():
+        if isinstance(layer, Linear4bit | Linear8bitLt):
+            layer.train()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def describe_precision(model: PreTrainedModel) -> dict[str, Any]:
     """How the live model holds its weights: the proof of treatment of every record."""
     layers = linear_layers(model)
     four = [m.weight for m in layers.values() if isinstance(m, Linear4bit)]
     eight = [m for m in layers.values() if isinstance(m, Linear8bitLt)]
     held: Counter[str] = Counter()
-    for parameter in model.parameters():
-        held[str(parameter.dtype).removeprefix("torch.")] += parameter.numel()
+    for name, parameter in model.named_parameters():
+        if ADAPTER not in name:
+            held[str(parameter.dtype).removeprefix("torch.")] += parameter.numel()
     types = sorted({w.quant_type for w in four} | ({"int8"} if eight else set()))
     return {
         "num_linear_layers": len(layers),
@@ -233,11 +292,11 @@ def describe_precision(model: torch.nn.Module) -> dict[str, Any]:
              for m in layers.values() if isinstance(m, Linear4bit)}
         ),
         "stored_elements_by_dtype": dict(sorted(held.items())),
-        "attention": getattr(getattr(model, "config", None), "_attn_implementation", None),
+        "attention": model.config._attn_implementation,
     }  # fmt: skip
 
 
-def check_precision(model: torch.nn.Module, precision: PrecisionConfig) -> None:
+def check_precision(model: PreTrainedModel, precision: PrecisionConfig) -> None:
     """Raises UserError: a layer is not held as configured; the first such layer is named."""
     for name, layer in linear_layers(model).items():
         found: tuple[object, ...] = (None, False, None)

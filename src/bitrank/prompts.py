@@ -21,7 +21,7 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Encoded:
-    """One row ready for training. `labels[i]` is `input_ids[i]` or IGNORED; both have one length."""
+    """One row ready for training. `labels[i]` is `input_ids[i]` or IGNORED; equal lengths."""
 
     input_ids: list[int]
     labels: list[int]

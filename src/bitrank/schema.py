@@ -47,6 +47,9 @@ def build(cls: type[T], value: object, key: str, faults: list[str]) -> T | None:
 
 def _convert(hint: Any, value: object, key: str, faults: list[str]) -> object:
     """One value by its type hint; a fault is recorded and None stands in for the value."""
+    if value == "???":  # OmegaConf's mark of a value that has no default
+        faults.append(f"`{key}` has no default: add {key.lstrip('.')}=... to the command")
+        return None
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         return _convert_union(arguments, value, key, faults)
@@ -86,7 +89,7 @@ def _convert_scalar(hint: Any, value: object, key: str, faults: list[str]) -> ob
     # bool is an int in Python, but `rank: true` is a mistake, and 3 is a fine float.
     wanted = (int, float) if hint is float else (hint,)
     if isinstance(value, wanted) and (hint is bool or not isinstance(value, bool)):
-        return float(value) if hint is float else value  # type: ignore[arg-type]
+        return float(value) if isinstance(value, int) and hint is float else value
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
     faults.append(f"`{key}` must be {names[hint]}, got {value!r}")
     return None

@@ -1,0 +1,154 @@
+"""A run in plain words: the headline, what else was found, and what a reader must be warned of.
+
+Nothing is claimed that noise can explain, and a gain is named in one breath with the bag of words
+that had the same rows. Method and precision are told from the live model, not from their names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from bitrank.facts import links, live_precision
+from bitrank.run_tables import CHANGES, compare, verdict
+from bitrank.runs import TASK, Run
+from bitrank.statistics import compare_unpaired
+from bitrank.tables import format_bytes, format_value, measured
+
+FOUR_BIT = ("nf4", "fp4")
+SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+
+
+def write_headline(run: Run) -> str:
+    """One sentence or two: what training did to accuracy, and what the control reaches."""
+    before, after = (run.score(subject, TASK, "acc") for subject in ("quantized", "adapter"))
+    if before is None or after is None:
+        absent = "quantized base" if before is None else "adapter"
+        return f"No verdict: the {absent} has no score on the trained task."
+    outcome = verdict(compare(run, TASK, "acc", "quantized", "adapter"), "acc")
+    moved = {
+        "better": f"lifts accuracy from {before:.3f} to {after:.3f}",
+        "worse": f"lowers accuracy from {before:.3f} to {after:.3f}",
+        "not separable": "does not change accuracy by more than noise "
+                         f"({before:.3f} before, {after:.3f} after)",
+        "the same": f"changes no answer from right to wrong or back (accuracy {after:.3f})",
+        "unknown": f"moves accuracy from {before:.3f} to {after:.3f}, with unknown noise,",
+    }[outcome]  # fmt: skip
+    data = run.find("prepare", "treatment", "name") or "the trained task"
+    return f"{describe_method(run)} {moved} on {data}; {_control_clause(run, after)}."
+
+
+def describe_method(run: Run) -> str:
+    """Such as "QLoRA (nf4, rank 8)"; LoRA over 4-bit weights is called QLoRA."""
+    precision, rank = describe_base(run), run.find("train", "treatment", "adapter", "rank")
+    name = "QLoRA" if precision in FOUR_BIT else "LoRA"
+    return f"{name} ({precision}, rank {format_value(rank)})"
+
+
+def describe_base(run: Run) -> str:
+    """The type that holds the base's linear layers in training, or most of its weights."""
+    live = live_precision(run, "train") or {}
+    if live.get("quant_types"):
+        return format_value(live["quant_types"])
+    held = live.get("stored_elements_by_dtype")
+    if not held:
+        return "unknown precision"
+    most = max(held, key=held.__getitem__)
+    return SHORT.get(most, str(most))
+
+
+def _control_clause(run: Run, accuracy: float) -> str:
+    reached = run.find("control", "result", "acc")
+    if reached is None:
+        return "there is no bag-of-words control to compare with"
+    clause = f"TF-IDF on the same rows reaches {reached:.3f}"
+    lead = compare_unpaired(
+        reached, run.find("control", "result", "acc_stderr"),
+        accuracy, run.score("adapter", TASK, "acc_stderr"),
+    )  # fmt: skip
+    if lead.outcome == "unknown":
+        return f"{clause}, and whether noise explains the distance is unknown"
+    if lead.outcome == "not separable":
+        return f"{clause}: the adapter does not beat a bag of words by more than noise"
+    return clause if lead.mean > 0 else f"{clause}: a bag of words beats the adapter"
+
+
+def write_points(run: Run) -> list[str]:
+    """The other findings, one sentence each; those that cannot be told are left out."""
+    changes = [_change(run, f"The {name}", TASK, *pair) for name, *pair in CHANGES]
+    forgotten = [
+        _change(run, f"Not trained: {task}, by training", task, "quantized", "adapter")
+        for task in run.benchmarks
+    ]
+    told = [*changes, _majority(run), *forgotten, *_costs(run)]
+    return [sentence for sentence in told if sentence]
+
+
+def _change(run: Run, what: str, task: str, first: str, second: str) -> str:
+    told = []
+    for metric, name in (("nll", "NLL"), ("acc", "accuracy")):
+        difference = compare(run, task, metric, first, second)
+        if difference is not None:
+            shown = measured(difference.mean, difference.stderr, signed=True).text
+            told.append(f"{name} {shown} ({verdict(difference, metric)})")
+    return f"{what}: {', '.join(told)}." if told else ""
+
+
+def _majority(run: Run) -> str:
+    share = run.find("prepare", "result", "majority_share")
+    accuracy = run.score("adapter", TASK, "acc")
+    if share is None or accuracy is None:
+        return ""
+    lead = compare_unpaired(share, 0.0, accuracy, run.score("adapter", TASK, "acc_stderr"))
+    if lead.outcome == "separable" and lead.mean > 0:
+        return f"Always giving the most frequent answer would reach {share:.3f}."
+    return (
+        f"Always giving the most frequent answer would reach {share:.3f}: "
+        "the adapter is not above it by more than noise."
+    )
+
+
+def _costs(run: Run) -> Iterator[str]:
+    peak = run.find("measure", "result", "train_memory", "peak_bytes")
+    speed = run.find("measure", "observation", "train_speed", "tokens_per_second")
+    told = [f"holds {format_bytes(peak)} at its peak"] if peak is not None else []
+    if speed is not None:
+        told.append(f"trains {format_value(speed)} tokens a second without padding")
+    if told:
+        yield f"A training step {' and '.join(told)}, on {describe_hardware(run, 'measure')}."
+
+
+def describe_hardware(run: Run, stage: str) -> str:
+    """Such as "one H100 (80 GiB)" or "Xeon, 2 threads of 2 cores"."""
+    environment = run.find(stage, "observation", "environment") or {}
+    hardware = environment.get("hardware") or {}
+    cpu = hardware.get("cpu") or {}
+    device = run.find(stage, "treatment", "device")
+    gpus = hardware.get("gpus") or []
+    if device == "cuda" and gpus:
+        memory = gpus[0].get("memory_bytes")
+        size = "unknown memory" if memory is None else format_bytes(memory)
+        return f"{gpus[0].get('name') or 'an unknown GPU'} ({size})"
+    counts = [format_value(environment.get("threads")), format_value(cpu.get("cores"))]
+    return f"{cpu.get('model') or 'an unknown CPU'} ({counts[0]} threads, {counts[1]} cores)"
+
+
+def write_warnings(run: Run) -> list[str]:
+    """What makes the numbers incomplete or doubtful."""
+    told = [f"Missing: there is no record of {stage}." for stage in run.missing]
+    for what, maker, made, user, named in links(run):
+        if made is not None and named is not None and made != named:
+            told.append(f"{user} did not use the {what} that {maker} made: the chain is broken.")
+    for key, words in (
+        ("num_truncated", "rows are truncated"),
+        ("num_doubled_bos", "rows have a doubled start token"),
+        ("num_untrained_end", "rows have an end token that is not trained"),
+    ):
+        count = run.find("prepare", "result", "audit", key)
+        if count:
+            told.append(f"Label audit: {count:,} {words}.")
+    if outside := run.find("train", "treatment", "adapter", "trainable_outside_adapter"):
+        told.append(f"Trained outside the adapter: {format_value(outside)}.")
+    environments = {s: run.find(s, "observation", "environment") or {} for s in run.records}
+    if dirty := [stage for stage, found in environments.items() if found.get("git_dirty")]:
+        told.append(f"Made with uncommitted changes of the code: {', '.join(dirty)}.")
+    return told

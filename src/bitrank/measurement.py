@@ -1,0 +1,255 @@
+"""The `measure` stage: memory and speed of the step that trains, and speed of inference.
+
+Apart from training, because a restored adapter says nothing about this machine and a training run
+is not alone on it. Nothing here depends on the run's seeds: batches and adapter are drawn with a
+fixed one. The metered step is no timed step, since metering slows it down. Memory is metered on
+the widest micro-batch of all training rows, which sets the peak of a training run in whatever
+order; speed is timed on full batches spread evenly over the lengths of the rows.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from bitrank import (
+    adapters,
+    data,
+    decoding,
+    environment,
+    identity,
+    meters,
+    models,
+    paths,
+    records,
+    workload,
+)
+from bitrank.config import (
+    AdapterConfig,
+    DataConfig,
+    MeasureConfig,
+    PrecisionConfig,
+    RuntimeConfig,
+    TrainConfig,
+)
+from bitrank.errors import UserError
+from bitrank.progress import Progress, progress
+from bitrank.workload import GlobalBatch, TrainStep
+
+LOG = logging.getLogger(__name__)
+
+TRAIN_MEMORY = (
+    "highest sum of the bytes of all live tensor storages during one optimizer step (forward, "
+    "backward, clipping, AdamW) on the widest micro-batch of the training rows; the split is the "
+    "one at that moment; activations are what is none of the others, batch and temporary results "
+    "included; scratch memory inside kernels is not counted"
+)
+PROCESS_MEMORY = (
+    "VmHWM of the process above its VmRSS after the imports, while the base is loaded and while "
+    "the training steps run; freed heap that was not returned to the system counts"
+)
+MFU = (
+    "achieved / ceiling; achieved = 4 (N t + H s): forward pass and gradient of the activations "
+    "are 2 operations a weight and token each, a frozen weight has no gradient; N weights of the "
+    "linear layers in the blocks, t non-padding tokens a second, H weights of the output layer, s "
+    "supervised tokens a second; adapter and attention scores are left out; ceiling = the fastest "
+    "square matrix product of one second on this machine, in the compute type"
+)
+
+
+def measure_training_and_inference(
+    config: MeasureConfig,
+    train: TrainConfig,
+    adapter: AdapterConfig,
+    precision: PrecisionConfig,
+    runtime: RuntimeConfig,
+    data_config: DataConfig,
+    base_folder: Path = paths.QUANTIZED,
+    prepared: Path = paths.PREPARED,
+) -> records.Record:
+    """Meter and time the step that trains, then inference, alone on the device.
+
+    Raises:
+        UserError: the base is not held as configured, a target layer is unknown, an answer does
+            not fit, or `measure` asks for more tokens than the base has positions.
+    """
+    device = environment.prepare_runtime(runtime)
+    after_import = meters.process_memory()["resident_bytes"]
+    with exclusive_device(device.type):
+        with meters.ProcessMeter(after_import) as loading:
+            base = models.load_model(base_folder, device)
+        models.check_precision(base, precision)
+        _check_positions(base, config)
+        tokenizer = models.load_tokenizer(base_folder)
+        split = paths.split("train", prepared)
+        rows = data.encode_split(split, tokenizer, data_config.max_sequence_tokens)
+        model = adapters.attach_adapter(base, adapter, workload.SEED)
+        drawn = workload.draw_batches(rows, train, tokenizer, device)
+        parts = config.warmup_steps + config.steps + 3 + len(decoding.BATCHES)
+        with progress("measure", parts, "parts") as shown:
+            with meters.ProcessMeter(after_import) as training:
+                result, trained = _measure_training(TrainStep(model, train), drawn, config, shown)
+            speed = trained["train_speed"]
+            used = _compare_with_ceiling(base, speed, getattr(torch, precision.compute_dtype))
+            shown.advance(done="matrix products")
+            prompt = decoding.draw_prompt(rows, config.prompt_tokens, device)
+            inference = _measure_inference(model, prompt, config, shown)
+    memory = {
+        "definition": PROCESS_MEMORY,
+        "after_import_bytes": after_import,
+        "load_peak_above_import_bytes": loading.peak_above_baseline,
+        "peak_above_import_bytes": training.peak_above_baseline,
+    }
+    return records.Record(
+        stage="measure",
+        treatment={
+            "base_hash": identity.hash_weights(base_folder),
+            "precision": {"name": precision.name, **models.describe_precision(base)},
+            "adapter": {**adapters.describe_adapter(model), "dropout": adapter.dropout},
+            **_describe_setting(base, train, len(rows)),
+            **vars(config),
+        },
+        result=result,
+        observation={**trained, **used, "inference": inference, "process_memory": memory},
+    )
+
+
+def _describe_setting(base: PreTrainedModel, train: TrainConfig, num_rows: int) -> dict[str, Any]:
+    return {
+        "num_rows": num_rows,
+        "micro_batch_size": train.micro_batch_size,
+        "global_batch_size": train.global_batch_size,
+        "gradient_checkpointing": bool(base.is_gradient_checkpointing),
+        "device": base.device.type,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _check_positions(base: PreTrainedModel, config: MeasureConfig) -> None:
+    room = getattr(base.config, "max_position_embeddings", None)
+    wanted = config.prompt_tokens + decoding.WARMUP + config.decode_tokens
+    if room is not None and wanted > room:
+        raise UserError(
+            f"`measure.prompt_tokens` and `measure.decode_tokens` need {wanted} positions with "
+            f"{decoding.WARMUP} for the warm-up, the base has {room}: ask for less"
+        )
+
+
+@contextmanager
+def exclusive_device(kind: str) -> Iterator[None]:
+    """Hold this machine's lock on devices of a kind ("cpu"), so that measurements take turns."""
+    path = Path(tempfile.gettempdir()) / f"bitrank-measure-{kind}.lock"
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CREAT, 0o644)
+    except PermissionError:  # another user's: Linux lets nobody else open it "to create"
+        descriptor = os.open(path, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            LOG.info("measure: another measurement is on the %s; waiting until it ends", kind)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)  # which gives the lock back, also when the process is killed
+
+
+def _measure_training(
+    step: TrainStep, drawn: Sequence[GlobalBatch], config: MeasureConfig, shown: Progress
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return (result, observation): warm-up, then the metered step, then the timed steps."""
+    timed = workload.spread_evenly(drawn, config.steps)
+    clock = meters.StepClock(config.warmup_steps, step.device)
+    clock.start()
+    for batch in islice(cycle(timed), config.warmup_steps):
+        step(batch)
+        clock.tick()
+        shown.advance(done="warm-up step")
+    memory, cuda = meter_memory(step, max(drawn, key=lambda batch: batch.widest))
+    shown.advance(done="metered step")
+    clock.start()
+    for batch in timed:
+        step(batch)
+        clock.tick()
+        shown.advance(done="timed step")
+    tokens, seconds = sum((batch.tokens for batch in timed), Counter[str]()), sum(clock.seconds)
+    result = {
+        "tokens_per_step": {name: count / len(timed) for name, count in tokens.items()},
+        "train_memory": memory,
+    }
+    speed = {
+        "tokens_per_second": tokens["non_padding"] / seconds,
+        "padded_tokens_per_second": tokens["padded"] / seconds,
+        "supervised_tokens_per_second": tokens["supervised"] / seconds,
+        "step_seconds": clock.summary(),
+    }
+    return result, {"train_speed": speed, "cuda": cuda}
+
+
+def meter_memory(
+    step: TrainStep, batch: GlobalBatch
+) -> tuple[dict[str, Any], dict[str, int] | None]:
+    """Tensor-accounted peak of one step with its split, and the peaks of CUDA, if it is there.
+
+    The optimizer's state must exist: an earlier step makes it.
+    """
+    meter = meters.TensorMeter()
+    meter.register("adapter", step.trainable)
+    meter.register("optimizer", meters.reachable_tensors(step.optimizer.state))
+    meter.register("weights", meters.reachable_tensors(step.model))
+    meter.register(meters.REST, meters.reachable_tensors(batch.micro))
+    meter.watch_gradients(step.trainable)
+    with meters.CudaMeter(step.device) as cuda, meter:
+        step(batch)
+    parts = ("weights", "adapter", "gradients", "optimizer", meters.REST)
+    memory = {
+        "definition": TRAIN_MEMORY,
+        "peak_bytes": meter.peak_bytes,
+        **{f"{part}_bytes": meter.peak_by_category[part] for part in parts},
+        "metered_tokens": dict(batch.tokens),
+    }
+    return memory, cuda.peaks
+
+
+def _compare_with_ceiling(
+    base: PreTrainedModel, speed: dict[str, Any], dtype: torch.dtype
+) -> dict[str, Any]:
+    blocks = sum(
+        layer.in_features * layer.out_features for layer in models.linear_layers(base).values()
+    )
+    head = base.get_output_embeddings().weight.numel()
+    achieved = 4 * (
+        blocks * speed["tokens_per_second"] + head * speed["supervised_tokens_per_second"]
+    )
+    ceiling = meters.measure_ceiling(base.device, dtype)
+    return {
+        "mfu": achieved / ceiling,
+        "mfu_definition": MFU,
+        "achieved_flops_per_second": achieved,
+        "ceiling_flops_per_second": ceiling,
+    }
+
+
+def _measure_inference(
+    model: torch.nn.Module, prompt: torch.Tensor, config: MeasureConfig, shown: Progress
+) -> dict[str, Any]:
+    """Base and adapter, not merged, in evaluation mode."""
+    model.eval()
+    prefill = decoding.time_prefill(model, prompt)
+    shown.advance(done="prefill")
+    inference = {"prefill": prefill}
+    for name, batch in decoding.BATCHES.items():
+        inference[name] = decoding.time_decoding(model, prompt, batch, config.decode_tokens)
+        shown.advance(done=f"decoding, batch {batch}")
+    return inference

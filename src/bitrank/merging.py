@@ -1,0 +1,125 @@
+"""The `merge` stage: adapter and base become one plain model.
+
+The default adds the update to the dequantized weights, dq(W4) + (alpha / rank) * B A: the function
+that was trained. Sums are in fp32 and cast last. Merging back into 4 bits is not offered: the
+update is far below the quantization step and would be rounded away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from bitrank import adapters, data, environment, identity, models, paths, records
+from bitrank.artifacts import whole_folder
+from bitrank.config import MergeConfig, RuntimeConfig
+from bitrank.errors import UserError
+from bitrank.progress import progress
+
+TOLERANCE = 1e-2
+"""Logits of dq(W4) + update may differ from base + adapter by rounding only, at fp32."""
+
+
+def merge_adapter(
+    config: MergeConfig,
+    runtime: RuntimeConfig,
+    quantized: Path = paths.QUANTIZED,
+    original: Path = paths.ORIGINAL,
+    adapter: Path = paths.ADAPTER,
+    prepared: Path = paths.PREPARED,
+    target: Path = paths.MERGED,
+) -> records.Record:
+    """Write the merged model and compare it with base and adapter on held-out prompts.
+
+    Raises:
+        UserError: the adapter belongs to another base or to other data.
+        RuntimeError: an exact merge does not give the logits of base and adapter.
+    """
+    device = environment.prepare_runtime(runtime)
+    base_hash = identity.hash_weights(quantized)
+    stamp = adapters.read_stamp(adapter)
+    if stamp.data_hash != identity.hash_files(prepared):
+        raise UserError(f"{adapter} was trained on other rows than {prepared}: run `dvc repro`")
+    tokenizer = models.load_tokenizer(quantized)
+    tuned = adapters.load_adapter(models.load_model(quantized, device), adapter, base_hash)
+    source = quantized if config.base == "dequantized" else original
+    merged = models.dequantize_model(models.load_model(source, device))
+    num_layers = _add_updates(merged, tuned)
+    merged = merged.to(getattr(torch, config.dtype))
+    check = _compare(tuned, merged, tokenizer, _prompts(prepared, config.check_items))
+    exact = config.base == "dequantized" and config.dtype == "float32"
+    if exact and check["largest_logit_difference"] > TOLERANCE:
+        raise RuntimeError(f"the merged model differs from base and adapter: {check}")
+    with whole_folder(target) as folder:
+        models.save_model(merged, tokenizer, folder)
+        merged_hash = identity.hash_weights(folder)
+        size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    return records.Record(
+        stage="merge",
+        treatment={
+            "base": config.base,
+            "dtype": config.dtype,
+            "base_hash": base_hash,
+            "adapter_hash": identity.hash_weights(adapter),
+            "compared_with": "base and adapter, quantized layers computing as in training",
+        },
+        result={
+            "merged_hash": merged_hash,
+            "size_bytes": size,
+            "num_merged_layers": num_layers,
+            "check": check,
+        },
+        observation={},
+    )
+
+
+def _add_updates(merged: PreTrainedModel, tuned: Any) -> int:
+    """Add each adapted layer's update to the plain layer of the same name; return how many."""
+    layers = models.linear_layers(merged)
+    count = 0
+    for name, adapted in adapters.lora_layers(tuned):
+        weight = layers[name].weight
+        weight.data = (weight.data.float() + adapters.delta(adapted)).to(weight.dtype)
+        count += 1
+    return count
+
+
+def _prompts(prepared: Path, count: int) -> list[str]:
+    # Held-out rows: the adapter has not been trained on them. Their number is told in the record.
+    return [row.prompt for row in data.read_split(paths.split("validation", prepared))][:count]
+
+
+def _compare(
+    tuned: Any, merged: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str]
+) -> dict[str, Any]:
+    """Next-token distributions after each prompt; KL(base + adapter || merged) in nats."""
+    largest, divergence, agreed = 0.0, 0.0, 0
+    for expected, found in _logit_pairs(tuned, merged, tokenizer, texts):
+        largest = max(largest, float((expected - found).abs().max()))
+        p, q = expected.log_softmax(-1), found.log_softmax(-1)
+        divergence += float((p.exp() * (p - q)).sum())
+        agreed += int(expected.argmax() == found.argmax())
+    return {
+        "num_items": len(texts),
+        "largest_logit_difference": largest,
+        "mean_kl": divergence / len(texts),
+        "argmax_agreement": agreed / len(texts),
+    }
+
+
+def _logit_pairs(
+    tuned: Any, merged: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str]
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    with progress("merge check", len(texts), "prompts") as shown:
+        for text in texts:
+            ids = torch.tensor([tokenizer(text).input_ids], device=merged.device)
+            with models.evaluating_as_trained(tuned):
+                expected = tuned(ids, logits_to_keep=1).logits[0, -1].double()
+            with torch.no_grad():
+                found = merged(ids, logits_to_keep=1).logits[0, -1].double()
+            shown.advance()
+            yield expected, found

@@ -1,0 +1,260 @@
+"""What one MLflow run shows, computed from the files of a run alone; no MLflow here.
+
+The records stay the truth: a projection is a value, equal for equal files, so that it can be made
+again at any time and compared with what a server holds. Names are chosen for MLflow's table and
+its parallel coordinates: parameters are the flattened `params.yaml`, as texts that parse as
+numbers; metrics are `quantity/subject` (`acc/adapter`) or `group/quantity` (`memory/...`), in base
+units, and a benchmark's stand under its name (`piqa/acc/adapter`). Unknown is left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from bitrank import paths, records
+from bitrank.errors import UserError
+from bitrank.runs import TASK, Run, read_run
+
+MAX_VALUE = 500
+"""Characters of a parameter or tag; older servers refuse more. The artifacts hold the whole."""
+TEXT_SUFFIXES = {".csv", ".html", ".json", ".lock", ".md", ".svg", ".tex", ".yaml"}
+RECORD_STAGE = "record"
+
+METRICS: dict[str, tuple[str, ...]] = {
+    "acc/majority": ("prepare", "result", "majority_share"),
+    "acc/control": ("control", "result", "acc"),
+    "acc_stderr/control": ("control", "result", "acc_stderr"),
+    "choice_nll/control": ("control", "result", "choice_nll"),
+    "memory/train_peak_bytes": ("measure", "result", "train_memory", "peak_bytes"),
+    "memory/weights_bytes": ("measure", "result", "train_memory", "weights_bytes"),
+    "memory/adapter_bytes": ("measure", "result", "train_memory", "adapter_bytes"),
+    "memory/gradients_bytes": ("measure", "result", "train_memory", "gradients_bytes"),
+    "memory/optimizer_bytes": ("measure", "result", "train_memory", "optimizer_bytes"),
+    "memory/activations_bytes": ("measure", "result", "train_memory", "activations_bytes"),
+    "memory/process_peak_bytes": (
+        "measure", "observation", "process_memory", "peak_above_import_bytes"),
+    "memory/cuda_peak_allocated_bytes": ("measure", "observation", "cuda", "peak_allocated_bytes"),
+    "memory/cuda_peak_reserved_bytes": ("measure", "observation", "cuda", "peak_reserved_bytes"),
+    "speed/train_tokens_per_second": (
+        "measure", "observation", "train_speed", "tokens_per_second"),
+    "speed/train_step_seconds": (
+        "measure", "observation", "train_speed", "step_seconds", "median"),
+    "speed/prefill_tokens_per_second": (
+        "measure", "observation", "inference", "prefill", "tokens_per_second"),
+    "speed/decode_tokens_per_second": (
+        "measure", "observation", "inference", "decode", "tokens_per_second"),
+    "model/num_parameters": ("fetch", "result", "num_parameters"),
+    "model/original_size_bytes": ("fetch", "result", "size_bytes"),
+    "model/size_bytes": ("quantize", "result", "size_bytes"),
+    "model/merged_size_bytes": ("merge", "result", "size_bytes"),
+    "model/adapter_bytes": ("train", "result", "adapter_bytes"),
+    "model/num_trainable_parameters": ("train", "result", "num_trainable_parameters"),
+    "model/bits_per_quantized_weight": ("quantize", "result", "bits_per_quantized_weight"),
+    "model/relative_error": ("quantize", "result", "relative_error"),
+    "merge/mean_kl": ("merge", "result", "check", "mean_kl"),
+    "merge/largest_logit_difference": ("merge", "result", "check", "largest_logit_difference"),
+    "merge/argmax_agreement": ("merge", "result", "check", "argmax_agreement"),
+}  # fmt: skip
+"""Where each metric stands in the records: stage, part, keys."""
+
+HASHES = {
+    "hash.original": ("fetch", "result", "base_hash"),
+    "hash.base": ("quantize", "result", "base_hash"),
+    "hash.data": ("prepare", "result", "data_hash"),
+    "hash.adapter": ("train", "result", "adapter_hash"),
+    "hash.merged": ("merge", "result", "merged_hash"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Projection:
+    key: str
+    """What identifies the run: sha256 over `params.yaml` and the locked inputs and outputs."""
+    name: str
+    params: Mapping[str, str]
+    metrics: Mapping[str, float]
+    curves: Mapping[str, list[tuple[int, float]]]
+    """(step, value) pairs."""
+    tags: Mapping[str, str]
+    artifacts: Mapping[str, bytes]
+    """Contents by relative path."""
+
+    @cached_property
+    def content(self) -> str:
+        """sha256 of all that the run shows: two equal projections need one publication."""
+        artifacts = {name: _sha256(body) for name, body in self.artifacts.items()}
+        shown = {**vars(self), "artifacts": artifacts}
+        return _sha256(records.canonical_json(shown).encode())
+
+
+def project_run(results: Path, params: Path, lock: Path, report: Path) -> Projection:
+    """Read the files of one run; `lock` and `report` may be missing.
+
+    Raises:
+        UserError: no record, no `params.yaml`, a file that cannot be read, or a `params.yaml` that
+            is not the one that the locked stages ran with.
+    """
+    run = read_run(results, {})
+    values = _read_yaml(params)
+    locked = _read_yaml(lock) if lock.is_file() else None
+    if locked is not None:
+        locked.get("stages", {}).pop(RECORD_STAGE, None)  # DVC writes it after that stage ran
+        _check_params(values, locked, lock, params)
+    lock_hash = None if locked is None else _hash_json(locked)
+    flat = flatten(values)
+    params_hash = _sha256(params.read_bytes())
+    precision, rank, seed = (flat.get(k, "?") for k in ("precision.name", "adapter.rank", "seed"))
+    identity = {"params.sha256": params_hash, "dvc.lock.sha256": lock_hash}
+    return Projection(
+        key=_hash_json(identity),
+        name=f"{precision}-r{rank}-s{seed}",
+        params={key: _shorten(hide_home(text)) for key, text in flat.items()},
+        metrics=dict(_metrics(run)),
+        curves=dict(_curves(run)),
+        tags={k: _shorten(v) for k, v in _tags(run, flat, identity).items() if v is not None},
+        artifacts=dict(_artifacts(run, results, params, lock, report)),
+    )
+
+
+def flatten(values: object, prefix: str = "") -> dict[str, str]:
+    """Dotted keys to texts: `adapter.rank` to "8". A list of plain values stays one text."""
+    if isinstance(values, Mapping):
+        pairs = [(str(key), value) for key, value in values.items()]
+    elif isinstance(values, list) and any(isinstance(v, Mapping | list) for v in values):
+        pairs = [(str(index), value) for index, value in enumerate(values)]
+    else:
+        return {prefix: values if isinstance(values, str) else json.dumps(values)}
+    flat: dict[str, str] = {}
+    for key, value in pairs:
+        flat.update(flatten(value, f"{prefix}.{key}" if prefix else key))
+    return flat
+
+
+def _read_yaml(path: Path) -> Any:
+    # OmegaConf reads 1e-05 as a number and 2026-04-01 as a text, as the stages do.
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; `bitrank params` composes it")
+    try:
+        return OmegaConf.to_container(OmegaConf.create(path.read_text(encoding="utf-8")))
+    except (YAMLError, OmegaConfBaseException, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path} cannot be read ({reason}); `dvc repro` writes it anew") from None
+
+
+def _check_params(values: Any, locked: Any, lock: Path, params: Path) -> None:
+    """A stage that `dvc.yaml` no longer has may stay in the lock; it is not asked."""
+    pipeline = lock.with_name("dvc.yaml")
+    known = _read_yaml(pipeline).get("stages", {}) if pipeline.is_file() else None
+    for stage, entry in locked.get("stages", {}).items():
+        if known is not None and stage.split("@")[0] not in known:
+            continue
+        for key, used in entry.get("params", {}).get(params.name, {}).items():
+            current = values
+            for part in key.split("."):
+                current = current.get(part) if isinstance(current, Mapping) else None
+            if current != used:
+                raise UserError(
+                    f"{params} is not what the records were made with (`{key}` differs from what "
+                    f"{lock} holds for {stage}): `dvc repro` brings them together"
+                )
+
+
+def _metrics(run: Run) -> Iterator[tuple[str, float]]:
+    found = {name: run.find(*where) for name, where in METRICS.items()}
+    for subject in paths.SUBJECTS:
+        for task in (TASK, *run.benchmarks):
+            prefix = "" if task == TASK else f"{task}/"
+            scores = run.find(f"evaluate-{subject}", "result", "tasks", task) or {}
+            for metric, value in scores.items():
+                if not metric.startswith("num_"):
+                    found[f"{prefix}{metric}/{subject}"] = value
+    for stage in run.records:
+        found[f"seconds/{stage}"] = run.find(stage, "observation", "wall_seconds")
+    for name, value in sorted(found.items()):
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            yield name, float(value)
+
+
+def _curves(run: Run) -> Iterator[tuple[str, list[tuple[int, float]]]]:
+    sources = {
+        "train/loss": ("losses", "loss"),
+        "train/learning_rate": ("losses", "learning_rate"),
+        "train/gradient_norm": ("losses", "gradient_norm"),
+        "validation/loss": ("validation", "loss"),
+    }
+    for name, (table, column) in sources.items():
+        rows = run.find("train", "result", table) or []
+        points = [(r["step"], float(r[column])) for r in rows if r.get(column) is not None]
+        if points:
+            yield name, points
+
+
+def _tags(
+    run: Run, flat: Mapping[str, str], identity: Mapping[str, str | None]
+) -> dict[str, str | None]:
+    commits = {run.find(s, "observation", "environment", "git_commit") for s in run.records}
+    dirty = {run.find(s, "observation", "environment", "git_dirty") for s in run.records} - {None}
+    timed = "measure" if "measure" in run.records else "train"
+    machine = run.find(timed, "observation", "environment", "hardware") or {}
+    cpu = machine.get("cpu") or {}
+    gpus = machine.get("gpus")
+    return {
+        **identity,
+        **{name: run.find(*where) for name, where in HASHES.items()},
+        "bitrank.schema_version": str(records.SCHEMA_VERSION),
+        "model": flat.get("model.name"),
+        "model.provenance": flat.get("model.provenance"),
+        "data": flat.get("data.name"),
+        "precision": flat.get("precision.name"),
+        "rank": flat.get("adapter.rank"),
+        # Restored stages may come from several commits: all are named.
+        "git.commit": " ".join(sorted(commits - {None})) or None,
+        "git.dirty": json.dumps(any(dirty)) if dirty else None,
+        "hardware.cpu": cpu.get("model") and f"{cpu['model']}, {cpu.get('cores')} cores",
+        "hardware.gpu": None if gpus is None else ", ".join(g["name"] for g in gpus) or "none",
+        "missing": ", ".join(run.missing) or None,
+    }
+
+
+def _artifacts(
+    run: Run, results: Path, params: Path, lock: Path, report: Path
+) -> Iterator[tuple[str, bytes]]:
+    files = {"params.yaml": params, "dvc.lock": lock}
+    files |= {f"records/{stage}.json": paths.record(stage, results) for stage in run.records}
+    if report.is_dir():
+        names = sorted(p.relative_to(report) for p in report.rglob("*") if p.is_file())
+        files |= {f"report/{name.as_posix()}": report / name for name in names}
+    for name, file in files.items():
+        if file.is_file():
+            body = file.read_bytes()
+            if file.suffix in TEXT_SUFFIXES:
+                body = hide_home(body.decode("utf-8", "replace")).encode()
+            yield name, body
+
+
+def hide_home(text: str) -> str:
+    """A model or rows of the user's own may lie below the home folder, which names a person."""
+    home = Path.home().as_posix()
+    return text if home == "/" else text.replace(f"{home}/", "~/")
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= MAX_VALUE else f"{text[: MAX_VALUE - 1]}…"
+
+
+def _hash_json(value: object) -> str:
+    return _sha256(records.canonical_json(value).encode())
+
+
+def _sha256(body: bytes) -> str:
+    return hashlib.sha256(body).hexdigest()

@@ -1,0 +1,240 @@
+"""The report of one run, as Markdown and as one HTML file that needs nothing beside it.
+
+Both are filled from the same sections, so they say the same. The page's figures are inline, its
+style too, and its content policy forbids it to load anything. The same records give the same
+bytes: no time of writing, no path, no name of a machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from markupsafe import Markup
+
+from bitrank import artifacts, facts, figures, findings, records, run_tables
+from bitrank.runs import TASK, Run, read_run
+from bitrank.tables import Column, Table, format_bytes, show, text, to_csv
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+@dataclass(frozen=True)
+class Figure:
+    name: str
+    alt: str
+    drawing: figures.Drawing
+
+    @property
+    def inline(self) -> Markup:
+        """Safe to stand in HTML as it is: matplotlib escapes every label."""
+        return Markup(figures.inline_svg(self.drawing, self.name, self.alt))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    key: str
+    title: str
+    text: Sequence[str] = ()
+    figures: Sequence[Figure] = ()
+    tables: Sequence[Table] = ()
+    data: Sequence[Table] = ()
+    """Tables that are written as CSV only, because a figure shows them."""
+    folded: bool = False
+    """Closed on the page until asked for, and left to the CSV files in Markdown."""
+
+
+def write_report(results: Path, item_folders: Mapping[str, Path], folder: Path) -> records.Record:
+    """Write `report.md`, `report.html`, `figures/` and `tables/` into `folder`.
+
+    `item_folders` holds the item logs of each subject. Returns a record with the sha256 of each
+    file.
+
+    Raises:
+        UserError: no record in `results`, one that cannot be read, or a wrong item log.
+    """
+    run = read_run(results, item_folders)
+    files: dict[str, bytes] = {}
+    sections = build_sections(run)
+    for section in sections:
+        for table in (*section.tables, *section.data):
+            files[f"tables/{table.name}.csv"] = to_csv(table).encode()
+        for figure in section.figures:
+            files[f"figures/{figure.name}.svg"] = figure.drawing.svg.encode()
+            files[f"figures/{figure.name}.png"] = figure.drawing.png
+    content = {
+        "method": findings.describe_method(run),
+        "model": run.find("fetch", "treatment", "name") or "unknown model",
+        "headline": findings.write_headline(run),
+        "points": findings.write_points(run),
+        "warnings": findings.write_warnings(run),
+        "sections": sections,
+    }
+    for name, template in _templates().items():
+        files[name] = template.render(content).encode()
+    with artifacts.whole_folder(folder) as partial:
+        for name, body in files.items():
+            (partial / name).parent.mkdir(exist_ok=True)
+            (partial / name).write_bytes(body)
+    hashes = {name: hashlib.sha256(body).hexdigest() for name, body in sorted(files.items())}
+    return records.Record(stage="report", treatment={}, result={"files": hashes}, observation={})
+
+
+def build_sections(run: Run) -> list[Section]:
+    def table(name: str, title: str, *known: tuple[facts.Fact, ...]) -> Table:
+        return facts.facts_table(run, name, title, tuple(fact for part in known for fact in part))
+
+    on_cuda = run.find("measure", "observation", "cuda") is not None
+    process = (facts.PROCESS_MEMORY, facts.CUDA_MEMORY if on_cuda else ())
+    return [
+        Section(key="asked", title="What was asked",
+                tables=[table("asked", "Configuration in brief", facts.ASKED)]),
+        Section(key="scores", title="Scores", figures=_scores(run),
+                tables=[run_tables.scores_table(run), run_tables.differences_table(run)]),
+        _forgetting(run),
+        Section(key="memory", title="Memory", figures=_memory(run),
+                tables=[run_tables.memory_table(run),
+                        table("process_memory", "Memory of the process", *process)]),
+        Section(key="speed", title="Speed",
+                text=[f"Measured on {findings.describe_hardware(run, 'measure')}."],
+                tables=[table("speed", "Training and inference", facts.SPEED)]),
+        Section(key="treatment", title="Proof of treatment",
+                text=["Read from the live models in use, not from the configuration."],
+                tables=[table("adapter", "What was trained", facts.ADAPTER),
+                        facts.treatment_table(run)]),
+        Section(key="training", title="Training", figures=_losses(run), data=[_loss_table(run)],
+                tables=[table("training", "The training run", facts.TRAINING)]),
+        Section(key="quantization", title="Quantization", figures=_layer_errors(run),
+                data=[_layer_table(run)],
+                tables=[table("quantization", "The quantized base", facts.QUANTIZATION)]),
+        Section(key="merge", title="Merge",
+                text=["The merged model against base and adapter, on the same prompts."],
+                tables=[table("merge", "Merge check", facts.MERGE)]),
+        Section(key="audit", title="Data and label audit",
+                tables=[table("audit", "Rows and labels", facts.AUDIT)]),
+        Section(key="identities", title="Identities", tables=[facts.identities_table(run)]),
+        Section(key="environment", title="Versions, hardware, time",
+                tables=[facts.stages_table(run), facts.environment_table(run)]),
+        Section(key="records", title="Every recorded value", folded=True,
+                tables=[facts.records_table(run)]),
+    ]  # fmt: skip
+
+
+def _forgetting(run: Run) -> Section:
+    asked = bool(run.benchmarks)
+    tables = [run_tables.forgetting_table(run), run_tables.benchmarks_table(run)] if asked else []
+    return Section(
+        key="forgetting",
+        title="Forgetting",
+        text=[] if asked else ["No benchmark was evaluated beside the trained task."],
+        tables=tables,
+    )
+
+
+def _scores(run: Run) -> list[Figure]:
+    found = [
+        (label, run.score(subject, TASK, "acc"), run.score(subject, TASK, "acc_stderr"))
+        for subject, label in run_tables.LABELS.items()
+    ]
+    control = [run.find("control", "result", key) for key in ("acc", "acc_stderr")]
+    controls = [
+        ("TF-IDF", control[0], control[1]),
+        (run_tables.MAJORITY, run.find("prepare", "result", "majority_share"), None),
+    ]
+    bars = [
+        figures.Bar(label, value, stderr, is_control)
+        for group, is_control in ((found, False), (controls, True))
+        for label, value, stderr in group
+        if value is not None
+    ]
+    if not bars:
+        return []
+    alt = "Accuracy: " + ", ".join(f"{bar.label} {bar.value:.3f}" for bar in bars)
+    return [Figure("scores", alt, figures.draw_scores(bars, "accuracy ± standard error"))]
+
+
+def _memory(run: Run) -> list[Figure]:
+    where = ("measure", "result", "train_memory")
+    held = {part: run.find(*where, f"{part}_bytes") for part in run_tables.MEMORY_PARTS}
+    parts = [
+        figures.Part(name, size / 2**20, format_bytes(size))
+        for name, size in held.items()
+        if size is not None
+    ]
+    if not parts:
+        return []
+    alt = "Memory of one training step: " + ", ".join(f"{p.label} {p.shown}" for p in parts)
+    return [Figure("memory", alt, figures.draw_parts(parts, "MiB at the peak of a step"))]
+
+
+def _losses(run: Run) -> list[Figure]:
+    curves = [
+        [(point["step"], point["loss"]) for point in run.find("train", "result", key) or []]
+        for key in ("losses", "validation")
+    ]
+    if not any(curves):
+        return []
+    alt = f"Loss over {len(curves[0])} steps of training, with the validation loss"
+    return [Figure("loss", alt, figures.draw_losses(curves[0], curves[1]))]
+
+
+def _layer_errors(run: Run) -> list[Figure]:
+    series: dict[str, list[tuple[float, float]]] = {}
+    for index, layer in enumerate(run.find("quantize", "result", "layers") or []):
+        block = re.search(r"\.(\d+)\.", layer["name"])
+        place = int(block.group(1)) if block else index
+        series.setdefault(layer["name"].rsplit(".", 1)[-1], []).append(
+            (place, layer["relative_error"])
+        )
+    if not any(error for points in series.values() for _, error in points):
+        return []
+    drawing = figures.draw_layer_errors({name: sorted(series[name]) for name in sorted(series)})
+    return [Figure("layer_errors", "Relative quantization error of each layer", drawing)]
+
+
+def _loss_table(run: Run) -> Table:
+    keys = ("step", "loss", "learning_rate", "gradient_norm")
+    training = run.find("train", "result", "losses") or []
+    validation = run.find("train", "result", "validation") or []
+    rows = [
+        [text(split), *(show(point.get(key)) for key in keys)]
+        for split, points in (("train", training), ("validation", validation))
+        for point in points
+    ]
+    columns = [Column(key, key) for key in ("split", *keys)]
+    return Table(name="losses", title="Loss of every step", columns=columns, rows=rows)
+
+
+def _layer_table(run: Run) -> Table:
+    keys = ("name", "shape", "relative_error", "largest_error")
+    layers = run.find("quantize", "result", "layers") or []
+    rows = [[show(layer.get(key)) for key in keys] for layer in layers]
+    columns = [Column(key, key) for key in keys]
+    return Table(name="layers", title="Error of every layer", columns=columns, rows=rows)
+
+
+def _templates() -> dict[str, Template]:
+    """The template of each file. In both kinds whatever comes from a record is escaped."""
+    loader = FileSystemLoader(TEMPLATES)
+    rules: dict[str, Any] = {
+        "undefined": StrictUndefined,
+        "trim_blocks": True,
+        "lstrip_blocks": True,
+    }
+    page = Environment(loader=loader, autoescape=True, **rules)
+    plain = Environment(loader=loader, finalize=escape_markdown, **rules)
+    return {
+        "report.html": page.get_template("report.html.jinja"),
+        "report.md": plain.get_template("report.md.jinja"),
+    }
+
+
+def escape_markdown(value: object) -> str:
+    """Text in which nothing starts a link, an image, a tag, code or a table cell; on one line."""
+    escaped = re.sub(r"([\\`\[\]<>|])", r"\\\1", str(value))
+    return " ".join(escaped.split())

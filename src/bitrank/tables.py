@@ -1,0 +1,147 @@
+"""Tables of values that remember what they are: shown rounded, kept exact.
+
+A cell holds the value in base units beside the text that a person reads, so a CSV keeps every
+digit and every byte while the page shows MiB. What is not known is shown as "unknown", what has
+no record as "missing"; neither is ever 0. A value with a standard error is rounded by the error's
+second digit.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import floor, log10
+from typing import Any, Literal
+
+from bitrank.runs import Run
+
+UNKNOWN, MISSING, NOT_APPLICABLE = "unknown", "missing", "–"
+Kind = Literal["bytes", "seconds", "hash", "share", "rate", "plain"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    text: str
+    value: Any = None
+    """In base units; null where unknown, missing or not applicable."""
+    stderr: float | None = None
+
+    @property
+    def is_number(self) -> bool:
+        return isinstance(self.value, int | float) and not isinstance(self.value, bool)
+
+
+@dataclass(frozen=True)
+class Column:
+    key: str
+    """Heading in the CSV, with the unit where there is one."""
+    heading: str
+    with_stderr: bool = False
+    """The CSV gets a column `<key>_stderr` beside it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    name: str
+    title: str
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[Cell]]
+    notes: Sequence[str] = ()
+
+
+def to_csv(table: Table) -> str:
+    """Base units at full precision, an empty field for what is null."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    heads = [[c.key, f"{c.key}_stderr"] if c.with_stderr else [c.key] for c in table.columns]
+    writer.writerow([head for pair in heads for head in pair])
+    for row in table.rows:
+        fields: list[Any] = []
+        for column, cell in zip(table.columns, row, strict=True):
+            fields.append(cell.value)
+            if column.with_stderr:
+                fields.append(cell.stderr)
+        writer.writerow(fields)
+    return stream.getvalue()
+
+
+def text(value: str) -> Cell:
+    return Cell(value, value)
+
+
+def show(value: Any, kind: Kind = "plain") -> Cell:
+    """A value as a person reads it; null is "unknown"."""
+    return Cell(format_value(value, kind), value)
+
+
+def look_up(run: Run, stage: str, *keys: str, kind: Kind | None = None) -> Cell:
+    """A value of a record; its kind, unless given, is told by the key's ending."""
+    if stage not in run.records:
+        return Cell(MISSING)
+    value = run.find(stage, *keys)
+    if isinstance(value, Mapping | list):
+        return Cell(format_value(value), str(format_value(value)))
+    return show(value, kind or kind_of(keys[-1]))
+
+
+def measured(value: float | None, stderr: float | None, *, signed: bool = False) -> Cell:
+    """A mean with its standard error, both rounded at the error's second digit."""
+    if value is None:
+        return Cell(UNKNOWN)
+    digits = 3
+    if stderr:
+        digits = min(6, max(0, 1 - floor(log10(stderr))))
+    shown = f"{value:{'+' if signed else ''},.{digits}f}"
+    error = UNKNOWN if stderr is None else f"{stderr:,.{digits}f}"
+    return Cell(_minus(f"{shown} ± {error}"), value, stderr)
+
+
+def kind_of(key: str) -> Kind:
+    """How a value is shown, from the ending that every key with a unit has."""
+    endings: dict[str, Kind] = {
+        "_bytes": "bytes", "seconds": "seconds", "_hash": "hash", "_share": "share",
+        "tokens_per_second": "rate",
+    }  # fmt: skip
+    return next((kind for ending, kind in endings.items() if key.endswith(ending)), "plain")
+
+
+def format_value(value: Any, kind: Kind = "plain") -> str:
+    if value is None:
+        return UNKNOWN
+    if isinstance(value, Mapping):
+        pairs = [f"{key} {format_value(inner)}" for key, inner in value.items()]
+        return ", ".join(pairs) or "none"
+    if isinstance(value, list | tuple):
+        return ", ".join(format_value(inner) for inner in value) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, str):
+        return value[:12] if kind == "hash" else value
+    return _minus(_format_number(value, kind))
+
+
+def _format_number(value: float, kind: Kind) -> str:
+    if kind == "bytes":
+        return format_bytes(value)
+    if kind == "seconds":
+        return f"{value:.3g} s" if value < 100 else f"{value:,.0f} s"
+    if kind == "share":
+        return f"{100 * value:.3g} %"
+    unit = " tokens/s" if kind == "rate" else ""
+    if isinstance(value, int) or abs(value) >= 10_000:
+        return f"{value:,.0f}{unit}"
+    return f"{value:.4g}{unit}"
+
+
+def format_bytes(value: float) -> str:
+    """Powers of 1024, with a digit after the point from MiB on."""
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if abs(value) >= size:
+            return f"{value / size:,.{2 if unit == 'GiB' else 1}f} {unit}"
+    return f"{value:,.0f} B"
+
+
+def _minus(shown: str) -> str:
+    return shown.replace("-", "−") if "e-" not in shown else shown

@@ -1,0 +1,292 @@
+"""The one door to MLflow: a run's projection, published once however often one publishes.
+
+A run is found by the tag `bitrank.key`. It counts as published when it is finished and carries
+the hash of what it shows; anything else with that key is the rest of a publication that was cut
+short, or shows what the records no longer say, and gives way to a new run. JSON is the truth:
+a store that cannot be reached never costs a result, the records can be published at any later
+time. The store is MLFLOW_TRACKING_URI if that is set, else a SQLite file of this project.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import socket
+import sqlite3
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NoReturn, TypeVar
+
+from bitrank import paths
+from bitrank.errors import UserError
+from bitrank.projection import Projection, hide_home, project_run
+
+KEY, CONTENT = "bitrank.key", "bitrank.content"
+DATABASE = "mlflow.db"
+STAGE_PATIENCE = 8.0
+"""Seconds after which the `record` stage gives a slow server up."""
+MAX_BATCH = {"metrics": 1000, "params": 100}
+"""What MLflow takes in one call."""
+ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+}
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+
+class TrackingError(UserError):
+    """The store refused, or did not answer; the records are untouched."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Store:
+    uri: str
+    folder: Path | None
+    """Of this project's own store; null where MLFLOW_TRACKING_URI names another one."""
+
+    @property
+    def shown(self) -> str:
+        """Where to look, without a password and without the path to the project."""
+        return hide_secrets(self.uri) if self.folder is None else str(paths.MLFLOW / DATABASE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    run_id: str
+    name: str
+    store: str
+    outcome: Literal["published", "unchanged"]
+
+
+def own_store() -> Store:
+    """This project's store. In a temporary workspace of DVC's, DVC_ROOT outlives the workspace."""
+    folder = (Path(os.environ.get("DVC_ROOT", ".")) / paths.MLFLOW).resolve()
+    return Store(uri=f"sqlite:///{(folder / DATABASE).as_posix()}", folder=folder)
+
+
+def find_store() -> Store:
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    return Store(uri=uri, folder=None) if uri else own_store()
+
+
+def hide_secrets(text: str) -> str:
+    """`text` without user, password and query of its URLs (MLflow quotes them), or a home path."""
+    without_user = re.sub(r"://[^/\s]*@", "://", text)
+    return hide_home(re.sub(r"(://[^\s?'\"]*)\?[^\s'\"]*", r"\1", without_user))
+
+
+def publish(
+    results: Path = paths.RESULTS,
+    *,
+    experiment: str,
+    params: Path = Path("params.yaml"),
+    lock: Path = Path("dvc.lock"),
+    report: Path = paths.REPORT,
+    patience: float | None = None,
+) -> Published:
+    """Bring the store to hold exactly one finished run for these records.
+
+    `patience`: seconds after which a slow server is given up; null: as long as it answers.
+
+    Raises:
+        TrackingError: the store cannot be reached, or refuses.
+        UserError: the records are missing, or are not those of this `params.yaml`.
+    """
+    started = time.monotonic()
+    projection = project_run(results, params, lock, report)
+    store = find_store()
+    run_id = _find_without_mlflow(store, experiment, projection)
+    outcome: Literal["published", "unchanged"] = "unchanged"
+
+    def check() -> None:
+        if store.folder is None and patience is not None and time.monotonic() - started > patience:
+            raise TrackingError(f"{store.shown} is too slow: not done after {patience:.0f} s")
+
+    if run_id is None:
+        with _faults_of(store):
+            client = _open_client(store, hurry=patience is not None)
+            run_id, outcome = _bring(client, store, experiment, projection, check)
+    return Published(run_id=run_id, name=projection.name, store=store.shown, outcome=outcome)
+
+
+def publish_or_warn(results: Path = paths.RESULTS, *, experiment: str) -> Published | None:
+    """For the pipeline: whatever ails the store is a warning with the command for later.
+
+    Raises:
+        UserError: the records are missing, or are not those of this `params.yaml`.
+    """
+    try:
+        done = publish(results, experiment=experiment, patience=STAGE_PATIENCE)
+    except TrackingError as error:
+        log.warning("warning: not published: %s", error)
+        log.warning("the results are safe in %s; later: bitrank publish", results)
+        return None
+    log.info("%s: %s in %s; to look: make ui", done.outcome, done.name, done.store)
+    return done
+
+
+def serve(port: int) -> NoReturn:
+    """Become MLflow's server on this project's own store, for this machine only.
+
+    Raises:
+        UserError: nothing was published here yet, or the port is taken.
+    """
+    store = own_store()
+    if store.folder is None or not (store.folder / DATABASE).is_file():
+        raise UserError(f"{store.shown} does not exist yet: `make repro` publishes a run to it")
+    with closing(socket.socket()) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except (OSError, OverflowError):
+            raise UserError(f"port {port} cannot be used: name another with --port") from None
+    # One worker, and none of the helpers that MLflow starts for its evaluation jobs.
+    environment = {**os.environ, **ENVIRONMENT, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--workers", "1"]
+    command += ["--port", str(port), "--backend-store-uri", store.uri]
+    os.execve(
+        command[0], [*command, "--default-artifact-root", _artifacts(store.folder)], environment
+    )
+
+
+def _artifacts(folder: Path) -> str:
+    return (folder / "artifacts").as_posix()
+
+
+def _find_without_mlflow(store: Store, experiment: str, projection: Projection) -> str | None:
+    """The run if it is published in this project's own store: seconds sooner than MLflow starts.
+
+    Anything unexpected means "not known": MLflow then has a look itself.
+    """
+    if store.folder is None or not (database := store.folder / DATABASE).is_file():
+        return None
+    query = """
+        SELECT run.run_uuid, run.status, content.value FROM experiments AS experiment
+        JOIN runs AS run USING (experiment_id)
+        JOIN tags AS key ON key.run_uuid = run.run_uuid AND key.key = ? AND key.value = ?
+        LEFT JOIN tags AS content ON content.run_uuid = run.run_uuid AND content.key = ?
+        WHERE experiment.name = ? AND run.lifecycle_stage = 'active'
+        AND experiment.lifecycle_stage = 'active'"""
+    try:
+        with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as connection:
+            rows = connection.execute(query, (KEY, projection.key, CONTENT, experiment)).fetchall()
+    except sqlite3.Error:
+        return None
+    whole = len(rows) == 1 and rows[0][1:] == ("FINISHED", projection.content)
+    return str(rows[0][0]) if whole else None
+
+
+@contextmanager
+def _faults_of(store: Store) -> Iterator[None]:
+    """MLflow lets the errors of requests, SQLAlchemy, alembic and drivers through: all are its."""
+    try:
+        yield
+    except TrackingError:
+        raise
+    except Exception as error:
+        reason = hide_secrets(str(error)).strip().splitlines() or [type(error).__name__]
+        if "Max retries exceeded" in reason[0] or "timeout" in reason[0]:
+            raise TrackingError(f"{store.shown} does not answer") from None
+        raise TrackingError(f"{store.shown}: {reason[0]}") from None
+
+
+def _open_client(store: Store, hurry: bool) -> Any:
+    timeout = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "3" if hurry else "30"}
+    for name, value in (ENVIRONMENT | timeout).items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient  # 2 seconds
+
+    if store.folder is not None:
+        store.folder.mkdir(parents=True, exist_ok=True)
+    return MlflowClient(tracking_uri=store.uri)
+
+
+def _bring(
+    client: Any,
+    store: Store,
+    experiment: str,
+    projection: Projection,
+    check: Callable[[], None],
+) -> tuple[str, Literal["published", "unchanged"]]:
+    check()
+    experiment_id = _find_experiment(client, store, experiment)
+    check()
+    with_key = client.search_runs([experiment_id], f"tags.`{KEY}` = '{projection.key}'")
+    whole = [
+        run.info.run_id
+        for run in with_key
+        if (run.info.status, run.data.tags.get(CONTENT)) == ("FINISHED", projection.content)
+    ]
+    kept = whole[0] if whole else _write_run(client, experiment_id, projection, check)
+    for run in with_key:
+        if run.info.run_id != kept:
+            check()
+            client.delete_run(run.info.run_id)
+    return kept, "unchanged" if whole else "published"
+
+
+def _find_experiment(client: Any, store: Store, name: str) -> str:
+    location = None if store.folder is None else _artifacts(store.folder)
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        return str(client.create_experiment(name, artifact_location=location))
+    if found.lifecycle_stage != "active":
+        raise TrackingError(
+            f"experiment {name!r} was deleted in {store.shown}: restore it there, or choose "
+            "another name with `bitrank params tracking.experiment=...`"
+        )
+    if location is not None and found.artifact_location != location:
+        raise TrackingError(
+            f"{store.shown} was made in another folder and its files are still there: move the "
+            f"project back, or delete {paths.MLFLOW} (the records rebuild it)"
+        )
+    return str(found.experiment_id)
+
+
+def _write_run(
+    client: Any, experiment_id: str, projection: Projection, check: Callable[[], None]
+) -> str:
+    """The hash of the content is written last: a run that has it is whole.
+
+    The tags are named one by one, so MLflow adds neither the user nor the script's path.
+    """
+    from mlflow.entities import Metric, Param
+
+    tags = {**projection.tags, KEY: projection.key}
+    run = client.create_run(experiment_id, tags=tags, run_name=projection.name)
+    run_id, now = str(run.info.run_id), run.info.start_time
+    metrics = [Metric(name, value, now, 0) for name, value in projection.metrics.items()]
+    for name, points in projection.curves.items():
+        metrics += [Metric(name, value, now, step) for step, value in points]
+    params = [Param(name, value) for name, value in projection.params.items()]
+    for part in _batches(params, MAX_BATCH["params"]):
+        check()
+        client.log_batch(run_id, params=part)
+    for part in _batches(metrics, MAX_BATCH["metrics"]):
+        check()
+        client.log_batch(run_id, metrics=part)
+    with tempfile.TemporaryDirectory() as folder:
+        for name, body in projection.artifacts.items():
+            file = Path(folder) / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(body)
+        check()
+        client.log_artifacts(run_id, folder)
+    check()
+    client.set_tag(run_id, CONTENT, projection.content)
+    client.set_terminated(run_id)
+    return run_id
+
+
+def _batches(values: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    return (values[start : start + size] for start in range(0, len(values), size))

@@ -1,0 +1,17 @@
+"""Fetch the base model: the `fetch` stage of dvc.yaml.
+
+reads   nothing but the pinned source        writes   data/base/original, data/base/tokenizer
+"""
+
+from __future__ import annotations
+
+from bitrank import config, fetching, paths, records, stage
+
+
+def work() -> records.Record:
+    run = config.load()
+    return fetching.fetch_base(run.model)
+
+
+if __name__ == "__main__":
+    stage.execute(work, paths.record("fetch"))

@@ -1,0 +1,19 @@
+"""Meter and time training and inference on this machine: the `measure` stage of dvc.yaml.
+
+reads   data/base/quantized, data/prepared, data/hardware.json        writes   its record only
+"""
+
+from __future__ import annotations
+
+from bitrank import config, measurement, paths, records, stage
+
+
+def work() -> records.Record:
+    run = config.load()
+    return measurement.measure_training_and_inference(
+        run.measure, run.train, run.adapter, run.precision, run.runtime, run.data
+    )
+
+
+if __name__ == "__main__":
+    stage.execute(work, paths.record("measure"))

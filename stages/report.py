@@ -1,0 +1,24 @@
+"""Write the report of this run: the `report` stage of dvc.yaml.
+
+reads   data/results, data/items        writes   data/report
+"""
+
+from __future__ import annotations
+
+import sys
+
+from bitrank import paths, report
+from bitrank.errors import UserError
+
+
+def main() -> None:
+    """No record of its own, and no torch: a report is made wherever the records are."""
+    item_folders = {subject: paths.items(subject) for subject in paths.SUBJECTS}
+    report.write_report(paths.RESULTS, item_folders, paths.REPORT)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")
