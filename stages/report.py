@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import sys
 
-from bitrank import paths, report
+from bitrank import paths, report, runs
 from bitrank.errors import UserError
 
 
 def main() -> None:
     """No record of its own, and no torch: a report is made wherever the records are."""
-    item_folders = {subject: paths.items(subject) for subject in paths.SUBJECTS}
+    item_folders = {subject: paths.items(subject) for subject in runs.ANSWERING}
     report.write_report(paths.RESULTS, item_folders, paths.REPORT)
 
 

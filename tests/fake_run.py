@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import random
+from dataclasses import replace
 from math import sqrt
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from bitrank import paths, records
+from bitrank import paths, records, runs
 from bitrank.records import Item, Record
 
 NUM_ITEMS = 200
@@ -87,7 +88,7 @@ def make_base_records() -> dict[str, tuple[Any, Any, Any]]:
         for block in range(30)
         for kind, place in enumerate(("self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj"))
     ]  # fmt: skip
-    split = {"num_rows": 1000, "num_groups": 400, "answers": {" birth": 40, " blood": 57}}
+    split = {"num_rows": NUM_ITEMS, "num_groups": 400, "answers": {" birth": 40, " blood": 57}}
     audit = {"num_rows": 2280, "num_tokens": 50123, "num_supervised_tokens": 4560,
              "supervised_share": 0.0909762, "num_truncated": 0, "longest_tokens": 97,
              "num_doubled_bos": 0, "num_untrained_end": 0}  # fmt: skip
@@ -111,6 +112,7 @@ def make_base_records() -> dict[str, tuple[Any, Any, Any]]:
              "audit": audit},
             {},
         ),
+        "benchmarks": ({"benchmarks": [], "shuffle_seed": 0}, {"benchmarks": {}}, {}),
         "quantize": (
             {"precision": "nf4", "base_hash": HASH["original"], "live": LIVE},
             {"base_hash": HASH["quantized"], "size_bytes": 168_631_296,
@@ -130,8 +132,9 @@ def make_training_records() -> dict[str, tuple[Any, Any, Any]]:
     memory = {"definition": "tensor bytes", "peak_bytes": 700_000_000, "weights_bytes": 168_500_000,
               "adapter_bytes": 9_768_960, "gradients_bytes": 9_768_960,
               "optimizer_bytes": 19_537_920, "activations_bytes": 492_424_160}  # fmt: skip
-    decode = [{"batch": batch, "new_tokens": 16, "tokens_per_second": 10.25 * batch,
-               "seconds_median": 0.0975} for batch in (1, 8)]  # fmt: skip
+    decode = {name: {"batch": batch, "new_tokens": 16, "tokens_per_second": 10.25 * batch,
+                     "seconds_median": 0.0975}
+              for name, batch in (("decode", 1), ("decode_batched", 8))}  # fmt: skip
     observed = {
         "train_speed": {
             "tokens_per_second": 187.31, "padded_tokens_per_second": 190.77,
@@ -139,7 +142,7 @@ def make_training_records() -> dict[str, tuple[Any, Any, Any]]:
             "step_seconds": {"median": 1.881, "p10": 1.702, "p90": 2.113, "all": [1.9, 2.1]},
         },
         "inference": {"prefill": {"batch": 1, "prompt_tokens": 128, "tokens_per_second": 257.6,
-                                  "seconds_median": 0.4969}, "decode": decode},
+                                  "seconds_median": 0.4969}, **decode},
         "process_memory": {"definition": "VmHWM", "after_import_bytes": 700 * 2**20,
                            "load_peak_above_import_bytes": 650 * 2**20,
                            "peak_above_import_bytes": None},
@@ -148,11 +151,6 @@ def make_training_records() -> dict[str, tuple[Any, Any, Any]]:
     check = {"num_items": 64, "largest_logit_difference": 3.1e-05, "mean_kl": 2.4e-11,
              "argmax_agreement": 1.0}  # fmt: skip
     return {
-        "control": (
-            {"features": "tf-idf", "classifier": "logistic regression", "data_hash": HASH["data"]},
-            {"acc": 0.455, "acc_stderr": 0.0353, "num_items": NUM_ITEMS, "choice_nll": 1.402},
-            {},
-        ),
         "train": (
             {"base_hash": HASH["quantized"], "data_hash": HASH["data"], "precision": live,
              "adapter": ADAPTER, "optimizer": optimizer, "epochs": 1, "num_rows": 1152,
@@ -195,11 +193,24 @@ def make_items_of_subjects() -> dict[tuple[str, str], list[Item]]:
     return items
 
 
+def make_control(log: Path) -> tuple[Any, Any, Any]:
+    items = [replace(i, nll=i.nll - 0.5, choice_nll=i.nll - 0.5)
+             for i in make_items("task", 0.48, 2.0, 4)]  # fmt: skip
+    records.write_items(log, items)
+    found = {key: value for key, value in score(items).items()
+             if key in ("acc", "acc_stderr", "choice_nll", "num_items")}  # fmt: skip
+    sha256 = hashlib.sha256(log.read_bytes()).hexdigest()
+    treatment = {"features": "tf-idf", "classifier": "logistic regression",
+                 "inverse_regularization": 30.0, "data_hash": HASH["data"]}  # fmt: skip
+    return treatment, {**found, "items": {"task": sha256}}, {}
+
+
 def write_run(root: Path, benchmarks: bool = True) -> tuple[Path, dict[str, Path]]:
     """Write records and item logs below `root`; return what `write_report` reads."""
     parts = {**make_base_records(), **make_training_records()}
     items = make_items_of_subjects()
-    folders = {subject: root / "items" / subject for subject in paths.SUBJECTS}
+    folders = {subject: root / "items" / subject for subject in runs.ANSWERING}
+    parts["control"] = make_control(folders["control"] / "task.jsonl")
     for subject in paths.SUBJECTS:
         tasks, hashes = {}, {}
         for task in ("task", "piqa", "wiki") if benchmarks else ("task",):
@@ -208,14 +219,20 @@ def write_run(root: Path, benchmarks: bool = True) -> tuple[Path, dict[str, Path
             hashes[task] = hashlib.sha256(log.read_bytes()).hexdigest()
             tasks[task] = score(items[subject, task])
         if benchmarks:
-            tasks["wiki"] |= {"word_perplexity": 41.73, "bits_per_byte": 0.971}
+            del tasks["wiki"]["choice_nll"], tasks["wiki"]["choice_nll_stderr"]
+            tasks["wiki"] |= {
+                "word_perplexity": 41.73,
+                "word_perplexity_stderr": None,
+                "bits_per_byte": 0.971,
+            }
         adapted = subject == "adapter"
+        bases = {"adapter": HASH["quantized"], "merged": None}
         treatment = {
-            "subject": subject, "base_hash": HASH["quantized" if adapted else subject],
+            "subject": subject, "base_hash": bases.get(subject, HASH.get(subject)),
             "adapter_hash": HASH["adapter"] if adapted else None,
             "merged_hash": HASH["merged"] if subject == "merged" else None,
             "precision": LIVE if subject in ("quantized", "adapter") else PLAIN,
-            "computed_on": "stored weights", "lm_eval": "0.4.13",
+            "computed_on": "stored weights", "lm_eval": "0.4.13", "data_hash": HASH["data"],
         }  # fmt: skip
         parts[f"evaluate-{subject}"] = (treatment, {"tasks": tasks, "items": hashes}, {})
     for stage, (treatment, result, observation) in parts.items():

@@ -1,91 +1,282 @@
-"""Publishing: one finished run whatever happened before, and never a word too much."""
+"""Publishing: one finished run whatever happened before, and a store never costs a result."""
 
 from __future__ import annotations
 
+import logging
 import os
-import re
+import shutil
 import socket
-import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_project import EXPERIMENT, NUM_STEPS, ROOT, change_record, write_project
 
-from bitrank import paths, records, tracking
-from bitrank.composition import compose_text
+from bitrank import paths, tracking
 from bitrank.errors import UserError
-from bitrank.projection import METRICS, Projection, project_run
+from bitrank.store import DATABASE, find_store, hide_secrets, own_store
+from bitrank.tracking import TrackingError
 
-ROOT = Path(__file__).resolve().parents[1]
-EXPERIMENT = "fakes"
-SUBJECTS = {"original": 0.27, "quantized": 0.25, "adapter": 0.66, "merged": 0.65}
-
-
-def fake_records(acc: float = 0.66, peak: int = 900_000_000, speed: float = 170.0) -> Iterator[Any]:
-    """(stage, result, observation) of every stage, in the shape that the stages write."""
-    yield "fetch", {"base_hash": "0" * 64, "num_parameters": 10, "size_bytes": 400}, {}
-    yield "prepare", {"data_hash": "d" * 64, "majority_share": 0.09}, {}
-    quantize = {"size_bytes": 100, "bits_per_quantized_weight": 4.1, "relative_error": 0.1}
-    yield "quantize", {"base_hash": "b" * 64, **quantize}, {}
-    yield "control", {"acc": 0.58, "acc_stderr": 0.01, "choice_nll": 1.4}, {}
-    losses = [
-        {"step": s, "loss": 3.0 / s, "learning_rate": 1e-3, "gradient_norm": 1.0}
-        for s in range(1, 73)
-    ]
-    train = {"adapter_bytes": 8, "num_trainable_parameters": 5, "adapter_hash": "a" * 64}
-    validation = [{"step": 0, "loss": 3.2}, {"step": 72, "loss": 0.9}]
-    yield "train", {**train, "losses": losses, "validation": validation}, {}
-    parts = ("weights", "adapter", "gradients", "optimizer", "activations")
-    memory = {"peak_bytes": peak, **{f"{part}_bytes": peak // 5 for part in parts}}
-    inference = {"prefill": {"tokens_per_second": 900.0}, "decode": {"tokens_per_second": 9.0}}
-    observation = {
-        "train_speed": {"tokens_per_second": speed, "step_seconds": {"median": 3.1}},
-        "inference": inference,
-        "process_memory": {"peak_above_import_bytes": peak + 1},
-        "cuda": {"peak_allocated_bytes": 1, "peak_reserved_bytes": 2},
-    }
-    yield "measure", {"train_memory": memory}, observation
-    check = {"mean_kl": 0.01, "largest_logit_difference": 0.2, "argmax_agreement": 0.99}
-    yield "merge", {"merged_hash": "e" * 64, "size_bytes": 400, "check": check}, {}
-    for subject, plain in SUBJECTS.items():
-        share = acc if subject in ("adapter", "merged") else plain
-        task = {"acc": share, "acc_stderr": 0.015, "nll": 1 / share, "num_items": 1000}
-        wiki = {"bits_per_byte": 1.1, "num_items": 200}
-        yield f"evaluate-{subject}", {"tasks": {"task": task, "wiki": wiki}, "items": {}}, {}
+PERSON = "jdoe"
 
 
-def write_run(folder: Path, precision: str = "nf4", rank: int = 8, **numbers: Any) -> None:
-    """The files of one run in `folder`: params.yaml, dvc.lock, records, report."""
-    cpu = {"model": "Some CPU", "cores": 2}
-    environment = {"git_commit": "c" * 40, "git_dirty": False, "hardware": {"cpu": cpu, "gpus": []}}
-    for stage, result, observation in fake_records(**numbers):
-        seen = {**observation, "wall_seconds": 2.5, "environment": environment}
-        record = records.Record(stage=stage, treatment={}, result=result, observation=seen)
-        records.write_record(record, paths.record(stage, folder / paths.RESULTS))
-    overrides = ["experiment=smoke", f"precision={precision}", f"adapter.rank={rank}"]
-    overrides += ["train.learning_rate=1e-5", f"tracking.experiment={EXPERIMENT}"]
-    records.write_text(folder / "params.yaml", compose_text(overrides, ROOT / "conf"))
-    records.write_text(folder / "dvc.lock", lock_text(rank))
-    records.write_text(folder / paths.REPORT / "report.md", "# Report\n")
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's tables, which take seconds to create, without an experiment of ours."""
+    for name, value in tracking.ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+
+    folder = tmp_path_factory.mktemp("empty")
+    MlflowClient(tracking_uri=f"sqlite:///{folder}/{DATABASE}").search_experiments()
+    return folder / DATABASE
 
 
-def lock_text(rank: int, record_md5: str | None = None) -> str:
-    record = f"  record:\n    cmd: r\n    deps: [{{path: x, md5: {record_md5}}}]\n"
+@pytest.fixture
+def project(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A finished run of a person with a name and a home, in the current folder."""
+    root = tmp_path / "a project"
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    for name in ("USER", "LOGNAME", "LNAME", "USERNAME"):
+        monkeypatch.setenv(name, PERSON)
+    (root / paths.MLFLOW).mkdir(parents=True)
+    monkeypatch.chdir(root)
+    write_project(root)
+    shutil.copy(empty_database, root / paths.MLFLOW / DATABASE)
+    return root
+
+
+def publish() -> tracking.Published:
+    return tracking.publish(experiment=EXPERIMENT)
+
+
+def client() -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=own_store().uri)
+
+
+def runs(view: int = 1) -> list[Any]:
+    """All active runs, or with view 3 the deleted ones too."""
+    store = client()
+    experiment = store.get_experiment_by_name(EXPERIMENT)
     return (
-        "schema: '2.0'\nstages:\n  train:\n    cmd: t\n    params:\n      params.yaml:\n"
-        f"        adapter.rank: {rank}\n        train.learning_rate: 1e-05\n"
-    ) + (record if record_md5 else "")
+        [] if experiment is None else list(store.search_runs([experiment.experiment_id], "", view))
+    )
 
 
-if __name__ == "__main__":
-    import sys
-    folder=Path(sys.argv[1]); os.makedirs(folder,exist_ok=True); os.chdir(folder)
-    import random
-    for p,b in (("fp32",9e8),("int8",6e8),("nf4",5e8)):
-        for r in (4,8,16):
-            write_run(Path("."),p,r,acc=0.6+0.02*random.random()+r/400,peak=int(b+r*1e6),speed=180-10*random.random())
-            t=time.perf_counter(); print(tracking.publish(experiment="bitrank"), time.perf_counter()-t)
+def test_a_run_holds_parameters_metrics_curves_tags_and_files(project: Path) -> None:
+    done = publish()
+    assert (done.outcome, done.name, done.store) == (
+        "published", "nf4-r8-s0", "data/mlflow/mlflow.db")  # fmt: skip
+    (run,) = runs()
+    assert (run.info.run_id, run.info.status) == (done.run_id, "FINISHED")
+    assert run.data.params["adapter.rank"] == "8"
+    assert run.data.metrics["acc/adapter"] == 0.66
+    history = client().get_metric_history(done.run_id, "train/loss")
+    assert [point.step for point in history] == list(range(1, NUM_STEPS + 1))
+    names = {file.path for file in client().list_artifacts(done.run_id)}
+    assert names == {"params.yaml", "dvc.lock", "records", "report"}
+    stored = project / paths.MLFLOW / "artifacts" / done.run_id / "artifacts"
+    assert (stored / "params.yaml").read_bytes() == Path("params.yaml").read_bytes()
+
+
+def test_nothing_names_the_person_or_this_machine(project: Path) -> None:
+    publish()
+    (run,) = runs()
+    shown = f"{run.data.params} {run.data.tags} {run.info.user_id}"
+    assert PERSON not in shown
+    assert str(project) not in shown
+    assert "mlflow.user" not in run.data.tags
+    assert "mlflow.source.name" not in run.data.tags
+
+
+def test_publishing_again_changes_nothing_and_does_not_start_mlflow(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = publish()
+
+    def refuse(*_: object, **__: object) -> None:
+        pytest.fail("MLflow was started for nothing")
+
+    monkeypatch.setattr(tracking, "_open_client", refuse)
+    assert publish() == tracking.Published(**{**vars(first), "outcome": "unchanged"})
+
+
+def test_mlflow_itself_also_finds_the_published_run(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = publish()
+    monkeypatch.setattr(tracking, "find_published", lambda *_: None)
+    assert publish().run_id == first.run_id
+    assert len(runs()) == 1
+
+
+@pytest.mark.parametrize("step", ["log_batch", "log_artifacts", "set_tag", "set_terminated"])
+def test_a_publication_cut_short_is_replaced_by_a_whole_one(
+    project: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    from mlflow import MlflowClient
+
+    def break_off(*_: object, **__: object) -> None:
+        raise OSError("no space left")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(MlflowClient, step, break_off)
+        with pytest.raises(TrackingError, match="no space left"):
+            publish()
+    assert [run.info.status for run in runs()] == ["RUNNING"]
+    done = publish()
+    assert [(run.info.run_id, run.info.status) for run in runs()] == [(done.run_id, "FINISHED")]
+    assert publish().outcome == "unchanged"
+
+
+def test_duplicates_are_cleared_away(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient
+
+    first = publish()
+    with monkeypatch.context() as blind:
+        blind.setattr(tracking, "find_published", lambda *_: None)
+        blind.setattr(MlflowClient, "search_runs", lambda *_: [])
+        second = publish()
+    assert second.run_id != first.run_id
+    assert len(runs()) == 2
+    publish()
+    assert len(runs()) == 1
+
+
+def test_a_run_gives_way_when_its_records_say_something_else(project: Path) -> None:
+    publish()
+    change_record("control", "result", {"acc": 0.61})
+    assert publish().outcome == "published"
+    assert [run.data.metrics["acc/control"] for run in runs()] == [0.61]
+    assert len(runs(view=3)) == 2
+
+
+def test_another_point_is_another_run(project: Path) -> None:
+    publish()
+    write_project(project, rank=16)
+    publish()
+    assert sorted(run.info.run_name for run in runs()) == ["nf4-r16-s0", "nf4-r8-s0"]
+
+
+def test_a_deleted_run_is_published_again(project: Path) -> None:
+    first = publish()
+    client().delete_run(first.run_id)
+    assert publish().run_id != first.run_id
+
+
+def test_a_deleted_experiment_is_not_brought_back(project: Path) -> None:
+    publish()
+    client().delete_experiment(client().get_experiment_by_name(EXPERIMENT).experiment_id)
+    with pytest.raises(TrackingError, match="was deleted"):
+        publish()
+
+
+def test_a_moved_project_does_not_write_where_it_was(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish()
+    moved = project.with_name("moved")
+    shutil.copytree(project, moved)
+    write_project(moved, rank=16)
+    before = sorted(project.rglob("*"))
+    monkeypatch.chdir(moved)
+    with pytest.raises(TrackingError, match="another folder"):
+        publish()
+    assert sorted(project.rglob("*")) == before
+
+
+def test_the_store_of_a_temporary_workspace_is_the_projects(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = tmp_path / "workspace"
+    write_project(workspace)
+    monkeypatch.chdir(workspace)
+    monkeypatch.setenv("DVC_ROOT", str(project))
+    publish()
+    assert len(runs()) == 1
+    assert not (workspace / paths.MLFLOW).exists()
+
+
+def test_a_damaged_store_is_a_warning_in_the_pipeline(
+    project: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (project / paths.MLFLOW / DATABASE).write_bytes(b"no database" * 500)
+    with pytest.raises(TrackingError, match="not a database"):
+        publish()
+    with caplog.at_level(logging.WARNING):
+        assert tracking.publish_or_warn(experiment=EXPERIMENT) is None
+    assert "later: bitrank publish" in caplog.text
+
+
+def test_a_slow_server_is_given_up(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with pytest.raises(TrackingError, match="too slow"):
+        tracking.publish(experiment=EXPERIMENT, patience=0.0)
+
+
+@pytest.mark.parametrize("silent", [True, False])
+def test_the_stage_succeeds_without_its_server(project: Path, silent: bool) -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        if silent:
+            server.listen()  # takes connections, never answers
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT / "src"),
+            "MLFLOW_TRACKING_URI": f"http://somebody:secret@{address}",
+            "MLFLOW_HTTP_REQUEST_TIMEOUT": "1",
+        }
+        started = time.monotonic()
+        stage = subprocess.run(
+            [sys.executable, ROOT / "stages" / "record.py"],
+            env=environment, capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+    assert stage.returncode == 0, stage.stderr
+    assert f"not published: http://{address} does not answer" in stage.stderr
+    assert "bitrank publish" in stage.stderr
+    assert "secret" not in stage.stderr + stage.stdout
+    assert "Traceback" not in stage.stderr
+    assert time.monotonic() - started < 60
+
+
+def test_the_stage_names_a_fault_of_the_users_in_one_line(project: Path) -> None:
+    shutil.rmtree(paths.RESULTS)
+    stage = subprocess.run(
+        [sys.executable, ROOT / "stages" / "record.py"],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert stage.returncode == 1
+    (line,) = stage.stderr.splitlines()
+    assert line.startswith("error: data/results holds no record")
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("http://me:p@ss@host:5000/x", "http://host:5000/x"),
+        ("failed: https://token@host/api?key=1 (again)", "failed: https://host/api (again)"),
+        ("postgresql+psycopg://u:p@db/mlflow?password=1", "postgresql+psycopg://db/mlflow"),
+    ],
+)
+def test_secrets_in_addresses_are_hidden(uri: str, shown: str) -> None:
+    assert hide_secrets(uri) == shown
+
+
+def test_the_environment_names_the_store(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert find_store() == own_store()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@host")
+    assert find_store().folder is None
+    assert find_store().shown == "http://host"
+
+
+def test_without_records_there_is_nothing_to_publish(project: Path) -> None:
+    shutil.rmtree(paths.RESULTS)
+    with pytest.raises(UserError, match="holds no record"):
+        publish()

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from bitrank.facts import links, live_precision
-from bitrank.run_tables import CHANGES, compare, verdict
-from bitrank.runs import TASK, Run
+from bitrank.provenance import links, live_precision
+from bitrank.run_tables import CHANGES, METRICS, compare, verdict
+from bitrank.runs import CONTROL, TASK, Run
 from bitrank.statistics import compare_unpaired
 from bitrank.tables import format_bytes, format_value, measured
 
@@ -37,6 +37,18 @@ def write_headline(run: Run) -> str:
     return f"{describe_method(run)} {moved} on {data}; {_control_clause(run, after)}."
 
 
+def write_brief(run: Run) -> str:
+    """What was trained on what, in half a line each; what is not known is left out."""
+    name, provenance = (run.find("fetch", "treatment", key) for key in ("name", "provenance"))
+    rows, epochs, steps, device = (
+        run.find("train", "treatment", key) for key in ("num_rows", "epochs", "num_steps", "device")
+    )
+    told = [f"{name} ({provenance})"] if name else []
+    if rows is not None:
+        told.append(f"{rows:,} rows, epochs: {format_value(epochs)}, steps: {format_value(steps)}")
+    return "; ".join([*told, f"device: {device}"] if device else told)
+
+
 def describe_method(run: Run) -> str:
     """Such as "QLoRA (nf4, rank 8)"; LoRA over 4-bit weights is called QLoRA."""
     precision, rank = describe_base(run), run.find("train", "treatment", "adapter", "rank")
@@ -57,35 +69,42 @@ def describe_base(run: Run) -> str:
 
 
 def _control_clause(run: Run, accuracy: float) -> str:
-    reached = run.find("control", "result", "acc")
-    if reached is None:
+    reached = run.score(CONTROL, TASK, "acc")
+    lead = compare(run, TASK, "acc", CONTROL, "adapter")
+    if reached is None or lead is None:
         return "there is no bag-of-words control to compare with"
     clause = f"TF-IDF on the same rows reaches {reached:.3f}"
-    lead = compare_unpaired(
-        reached, run.find("control", "result", "acc_stderr"),
-        accuracy, run.score("adapter", TASK, "acc_stderr"),
-    )  # fmt: skip
-    if lead.outcome == "unknown":
-        return f"{clause}, and whether noise explains the distance is unknown"
-    if lead.outcome == "not separable":
-        return f"{clause}: the adapter does not beat a bag of words by more than noise"
-    return clause if lead.mean > 0 else f"{clause}: a bag of words beats the adapter"
+    return {
+        "better": clause,
+        "worse": f"{clause}: a bag of words beats the adapter",
+        "unknown": f"{clause}, and whether noise explains the distance is unknown",
+    }.get(
+        verdict(lead, "acc"),
+        f"{clause}: the adapter does not beat a bag of words by more than noise",
+    )
 
 
 def write_points(run: Run) -> list[str]:
     """The other findings, one sentence each; those that cannot be told are left out."""
-    changes = [_change(run, f"The {name}", TASK, *pair) for name, *pair in CHANGES]
-    forgotten = [
-        _change(run, f"Not trained: {task}, by training", task, "quantized", "adapter")
-        for task in run.benchmarks
+    changes = [
+        _change(run, f"The {name}", TASK, first, second, metrics)
+        for name, first, second, metrics in CHANGES
     ]
+    forgotten = [
+        _change(run, f"After training, on {task}, which was not trained", task,
+                "quantized", "adapter", ("nll", "acc"))
+        for task in run.benchmarks
+    ]  # fmt: skip
     told = [*changes, _majority(run), *forgotten, *_costs(run)]
     return [sentence for sentence in told if sentence]
 
 
-def _change(run: Run, what: str, task: str, first: str, second: str) -> str:
+def _change(
+    run: Run, what: str, task: str, first: str, second: str, metrics: tuple[str, ...]
+) -> str:
     told = []
-    for metric, name in (("nll", "NLL"), ("acc", "accuracy")):
+    for metric in metrics:
+        name = METRICS[metric].removesuffix(" (nats)")
         difference = compare(run, task, metric, first, second)
         if difference is not None:
             shown = measured(difference.mean, difference.stderr, signed=True).text
@@ -134,7 +153,7 @@ def describe_hardware(run: Run, stage: str) -> str:
 
 def write_warnings(run: Run) -> list[str]:
     """What makes the numbers incomplete or doubtful."""
-    told = [f"Missing: there is no record of {stage}." for stage in run.missing]
+    told = [f"Missing: no record of {', '.join(run.missing)}."] if run.missing else []
     for what, maker, made, user, named in links(run):
         if made is not None and named is not None and made != named:
             told.append(f"{user} did not use the {what} that {maker} made: the chain is broken.")

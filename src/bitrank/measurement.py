@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import cycle, islice
 from pathlib import Path
+from time import process_time
 from typing import Any
 
 import torch
@@ -95,29 +96,24 @@ def measure_training_and_inference(
         split = paths.split("train", prepared)
         rows = data.encode_split(split, tokenizer, data_config.max_sequence_tokens)
         model = adapters.attach_adapter(base, adapter, workload.SEED)
-        drawn = workload.draw_batches(rows, train, tokenizer, device)
+        drawn = workload.draw_batches(rows, train, tokenizer)
         parts = config.warmup_steps + config.steps + 3 + len(decoding.BATCHES)
         with progress("measure", parts, "parts") as shown:
             with meters.ProcessMeter(after_import) as training:
                 result, trained = _measure_training(TrainStep(model, train), drawn, config, shown)
-            speed = trained["train_speed"]
-            used = _compare_with_ceiling(base, speed, getattr(torch, precision.compute_dtype))
+            used = _compare_with_ceiling(base, trained["train_speed"], precision)
             shown.advance(done="matrix products")
             prompt = decoding.draw_prompt(rows, config.prompt_tokens, device)
             inference = _measure_inference(model, prompt, config, shown)
-    memory = {
-        "definition": PROCESS_MEMORY,
-        "after_import_bytes": after_import,
-        "load_peak_above_import_bytes": loading.peak_above_baseline,
-        "peak_above_import_bytes": training.peak_above_baseline,
-    }
+    memory = _describe_process(after_import, loading, training)
     return records.Record(
         stage="measure",
         treatment={
             "base_hash": identity.hash_weights(base_folder),
             "precision": {"name": precision.name, **models.describe_precision(base)},
             "adapter": {**adapters.describe_adapter(model), "dropout": adapter.dropout},
-            **_describe_setting(base, train, len(rows)),
+            "num_rows": len(rows),
+            **_describe_setting(base, train),
             **vars(config),
         },
         result=result,
@@ -125,12 +121,22 @@ def measure_training_and_inference(
     )
 
 
-def _describe_setting(base: PreTrainedModel, train: TrainConfig, num_rows: int) -> dict[str, Any]:
+def _describe_process(
+    after_import: int | None, loading: meters.ProcessMeter, training: meters.ProcessMeter
+) -> dict[str, Any]:
     return {
-        "num_rows": num_rows,
+        "definition": PROCESS_MEMORY,
+        "after_import_bytes": after_import,
+        "load_peak_above_import_bytes": loading.peak_above_baseline,
+        "peak_above_import_bytes": training.peak_above_baseline,
+    }
+
+
+def _describe_setting(base: PreTrainedModel, train: TrainConfig) -> dict[str, Any]:
+    return {
         "micro_batch_size": train.micro_batch_size,
         "global_batch_size": train.global_batch_size,
-        "gradient_checkpointing": bool(base.is_gradient_checkpointing),
+        "gradient_checkpointing": bool(base.is_activation_checkpointing),
         "device": base.device.type,
         "threads": torch.get_num_threads(),
     }
@@ -169,15 +175,17 @@ def _measure_training(
     step: TrainStep, drawn: Sequence[GlobalBatch], config: MeasureConfig, shown: Progress
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return (result, observation): warm-up, then the metered step, then the timed steps."""
-    timed = workload.spread_evenly(drawn, config.steps)
+    timed = [batch.to(step.device) for batch in workload.spread_evenly(drawn, config.steps)]
+    widest = max(drawn, key=lambda batch: batch.widest).to(step.device)
     clock = meters.StepClock(config.warmup_steps, step.device)
     clock.start()
     for batch in islice(cycle(timed), config.warmup_steps):
         step(batch)
         clock.tick()
         shown.advance(done="warm-up step")
-    memory, cuda = meter_memory(step, max(drawn, key=lambda batch: batch.widest))
+    memory, cuda = meter_memory(step, widest)
     shown.advance(done="metered step")
+    used = process_time()
     clock.start()
     for batch in timed:
         step(batch)
@@ -193,6 +201,8 @@ def _measure_training(
         "padded_tokens_per_second": tokens["padded"] / seconds,
         "supervised_tokens_per_second": tokens["supervised"] / seconds,
         "step_seconds": clock.summary(),
+        # Well below the threads on a CPU: the machine had something else to do, compare nothing.
+        "cpu_seconds_per_second": (process_time() - used) / seconds,
     }
     return result, {"train_speed": speed, "cuda": cuda}
 
@@ -223,7 +233,7 @@ def meter_memory(
 
 
 def _compare_with_ceiling(
-    base: PreTrainedModel, speed: dict[str, Any], dtype: torch.dtype
+    base: PreTrainedModel, speed: dict[str, Any], precision: PrecisionConfig
 ) -> dict[str, Any]:
     blocks = sum(
         layer.in_features * layer.out_features for layer in models.linear_layers(base).values()
@@ -232,7 +242,7 @@ def _compare_with_ceiling(
     achieved = 4 * (
         blocks * speed["tokens_per_second"] + head * speed["supervised_tokens_per_second"]
     )
-    ceiling = meters.measure_ceiling(base.device, dtype)
+    ceiling = meters.measure_ceiling(base.device, getattr(torch, precision.compute_dtype))
     return {
         "mfu": achieved / ceiling,
         "mfu_definition": MFU,

@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_leaves
 
 REST = "activations"
 """What was made inside the block and is no gradient: activations and temporary results."""
+PROC = Path("/proc/self")
 CEILING_SIZE = {"cpu": 1024, "cuda": 8192}
 """Rows and columns of the matrix product that stands for what a device can do."""
 
@@ -221,7 +222,7 @@ class ProcessMeter:
 def process_memory() -> dict[str, int | None]:
     """Resident bytes now (VmRSS) and at their highest (VmHWM); None where there is no /proc."""
     try:
-        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        lines = (PROC / "status").read_text(encoding="ascii").splitlines()
     except OSError:
         return {"resident_bytes": None, "peak_bytes": None}
     kib = {name: value.split()[0] for name, _, value in (line.partition(":") for line in lines)
@@ -235,7 +236,7 @@ def process_memory() -> dict[str, int | None]:
 def reset_process_peak() -> bool:
     """Let VmHWM begin again at the present VmRSS; False where the platform does not allow it."""
     try:
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        (PROC / "clear_refs").write_text("5", encoding="ascii")
     except OSError:
         return False
     return True

@@ -210,13 +210,14 @@ def dequantized_weight(layer: Linear) -> torch.Tensor:
 
 
 def quantized_bytes(layer: Linear) -> int | None:
-    """Bytes of a quantized layer's codes and scales; None for a plain layer."""
+    """Bytes of a quantized layer's codes and scales; None for a plain layer.
+
+    The constant code books are not counted, as in Dettmers et al. 2023, section 3.
+    """
     if isinstance(layer, Linear4bit):
         state = layer.weight.quant_state
-        scales = [state.absmax]
-        if state.nested:
-            scales += [state.state2.absmax, state.state2.code, state.offset]
-        held = [layer.weight.data, state.code, *scales]
+        nested = [state.state2.absmax] if state.nested else []
+        held = [layer.weight.data, state.absmax, *nested]
     elif isinstance(layer, Linear8bitLt):
         held = [layer.weight.data, int8_scale(layer)]
     else:

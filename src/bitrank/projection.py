@@ -43,6 +43,8 @@ METRICS: dict[str, tuple[str, ...]] = {
     "memory/activations_bytes": ("measure", "result", "train_memory", "activations_bytes"),
     "memory/process_peak_bytes": (
         "measure", "observation", "process_memory", "peak_above_import_bytes"),
+    "memory/process_load_peak_bytes": (
+        "measure", "observation", "process_memory", "load_peak_above_import_bytes"),
     "memory/cuda_peak_allocated_bytes": ("measure", "observation", "cuda", "peak_allocated_bytes"),
     "memory/cuda_peak_reserved_bytes": ("measure", "observation", "cuda", "peak_reserved_bytes"),
     "speed/train_tokens_per_second": (
@@ -53,6 +55,9 @@ METRICS: dict[str, tuple[str, ...]] = {
         "measure", "observation", "inference", "prefill", "tokens_per_second"),
     "speed/decode_tokens_per_second": (
         "measure", "observation", "inference", "decode", "tokens_per_second"),
+    "speed/decode_batched_tokens_per_second": (
+        "measure", "observation", "inference", "decode_batched", "tokens_per_second"),
+    "speed/mfu": ("measure", "observation", "mfu"),
     "model/num_parameters": ("fetch", "result", "num_parameters"),
     "model/original_size_bytes": ("fetch", "result", "size_bytes"),
     "model/size_bytes": ("quantize", "result", "size_bytes"),
@@ -140,13 +145,24 @@ def flatten(values: object, prefix: str = "") -> dict[str, str]:
     return flat
 
 
+def parse_yaml(text: str) -> Any:
+    """OmegaConf reads 1e-05 as a number and 2026-04-01 as a text, as the stages do.
+
+    Raises:
+        ValueError: the text is no YAML of a mapping or list.
+    """
+    try:
+        return OmegaConf.to_container(OmegaConf.create(text))
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise ValueError(str(error)) from None
+
+
 def _read_yaml(path: Path) -> Any:
-    # OmegaConf reads 1e-05 as a number and 2026-04-01 as a text, as the stages do.
     if not path.is_file():
         raise UserError(f"{path} does not exist; `bitrank params` composes it")
     try:
-        return OmegaConf.to_container(OmegaConf.create(path.read_text(encoding="utf-8")))
-    except (YAMLError, OmegaConfBaseException, ValueError) as error:
+        return parse_yaml(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{path} cannot be read ({reason}); `dvc repro` writes it anew") from None
 

@@ -97,7 +97,7 @@ def read_record(path: Path) -> Record:
     try:
         body = json.loads(path.read_text(encoding="utf-8"))
         version = body.pop("schema_version")
-    except (ValueError, KeyError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path} is not a bitrank record; `dvc repro` makes it anew") from None
     if version > SCHEMA_VERSION:
         raise UserError(

@@ -7,7 +7,6 @@ bytes: no time of writing, no path, no name of a machine.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,8 +16,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from bitrank import artifacts, facts, figures, findings, records, run_tables
-from bitrank.runs import TASK, Run, read_run
+from bitrank import artifacts, facts, figures, findings, provenance, run_tables
+from bitrank.runs import CONTROL, TASK, Run, read_run
 from bitrank.tables import Column, Table, format_bytes, show, text, to_csv
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -49,11 +48,10 @@ class Section:
     """Closed on the page until asked for, and left to the CSV files in Markdown."""
 
 
-def write_report(results: Path, item_folders: Mapping[str, Path], folder: Path) -> records.Record:
+def write_report(results: Path, item_folders: Mapping[str, Path], folder: Path) -> None:
     """Write `report.md`, `report.html`, `figures/` and `tables/` into `folder`.
 
-    `item_folders` holds the item logs of each subject. Returns a record with the sha256 of each
-    file.
+    `item_folders` holds the item logs of each subject.
 
     Raises:
         UserError: no record in `results`, one that cannot be read, or a wrong item log.
@@ -67,22 +65,25 @@ def write_report(results: Path, item_folders: Mapping[str, Path], folder: Path) 
         for figure in section.figures:
             files[f"figures/{figure.name}.svg"] = figure.drawing.svg.encode()
             files[f"figures/{figure.name}.png"] = figure.drawing.png
+    for name, page in fill_templates(run, sections).items():
+        files[name] = page.encode()
+    with artifacts.whole_folder(folder) as partial:
+        for name, body in files.items():
+            (partial / name).parent.mkdir(exist_ok=True)
+            (partial / name).write_bytes(body)
+
+
+def fill_templates(run: Run, sections: Sequence[Section]) -> dict[str, str]:
+    """The pages by file name."""
     content = {
         "method": findings.describe_method(run),
-        "model": run.find("fetch", "treatment", "name") or "unknown model",
+        "brief": findings.write_brief(run),
         "headline": findings.write_headline(run),
         "points": findings.write_points(run),
         "warnings": findings.write_warnings(run),
         "sections": sections,
     }
-    for name, template in _templates().items():
-        files[name] = template.render(content).encode()
-    with artifacts.whole_folder(folder) as partial:
-        for name, body in files.items():
-            (partial / name).parent.mkdir(exist_ok=True)
-            (partial / name).write_bytes(body)
-    hashes = {name: hashlib.sha256(body).hexdigest() for name, body in sorted(files.items())}
-    return records.Record(stage="report", treatment={}, result={"files": hashes}, observation={})
+    return {name: template.render(content) for name, template in _templates().items()}
 
 
 def build_sections(run: Run) -> list[Section]:
@@ -92,8 +93,6 @@ def build_sections(run: Run) -> list[Section]:
     on_cuda = run.find("measure", "observation", "cuda") is not None
     process = (facts.PROCESS_MEMORY, facts.CUDA_MEMORY if on_cuda else ())
     return [
-        Section(key="asked", title="What was asked",
-                tables=[table("asked", "Configuration in brief", facts.ASKED)]),
         Section(key="scores", title="Scores", figures=_scores(run),
                 tables=[run_tables.scores_table(run), run_tables.differences_table(run)]),
         _forgetting(run),
@@ -102,11 +101,14 @@ def build_sections(run: Run) -> list[Section]:
                         table("process_memory", "Memory of the process", *process)]),
         Section(key="speed", title="Speed",
                 text=[f"Measured on {findings.describe_hardware(run, 'measure')}."],
-                tables=[table("speed", "Training and inference", facts.SPEED)]),
+                tables=[table("speed", "Training and inference", facts.SPEED,
+                              facts.decode_facts(run))]),
+        Section(key="asked", title="What was asked",
+                tables=[table("asked", "Configuration in brief", facts.ASKED)]),
         Section(key="treatment", title="Proof of treatment",
                 text=["Read from the live models in use, not from the configuration."],
                 tables=[table("adapter", "What was trained", facts.ADAPTER),
-                        facts.treatment_table(run)]),
+                        provenance.treatment_table(run)]),
         Section(key="training", title="Training", figures=_losses(run), data=[_loss_table(run)],
                 tables=[table("training", "The training run", facts.TRAINING)]),
         Section(key="quantization", title="Quantization", figures=_layer_errors(run),
@@ -116,12 +118,13 @@ def build_sections(run: Run) -> list[Section]:
                 text=["The merged model against base and adapter, on the same prompts."],
                 tables=[table("merge", "Merge check", facts.MERGE)]),
         Section(key="audit", title="Data and label audit",
+                text=["Example rows, token by token, stand in data/audit/label_audit.html."],
                 tables=[table("audit", "Rows and labels", facts.AUDIT)]),
-        Section(key="identities", title="Identities", tables=[facts.identities_table(run)]),
+        Section(key="identities", title="Identities", tables=[provenance.identities_table(run)]),
         Section(key="environment", title="Versions, hardware, time",
-                tables=[facts.stages_table(run), facts.environment_table(run)]),
+                tables=[provenance.stages_table(run), provenance.environment_table(run)]),
         Section(key="records", title="Every recorded value", folded=True,
-                tables=[facts.records_table(run)]),
+                tables=[provenance.records_table(run)]),
     ]  # fmt: skip
 
 
@@ -137,21 +140,15 @@ def _forgetting(run: Run) -> Section:
 
 
 def _scores(run: Run) -> list[Figure]:
-    found = [
-        (label, run.score(subject, TASK, "acc"), run.score(subject, TASK, "acc_stderr"))
-        for subject, label in run_tables.LABELS.items()
-    ]
-    control = [run.find("control", "result", key) for key in ("acc", "acc_stderr")]
-    controls = [
-        ("TF-IDF", control[0], control[1]),
-        (run_tables.MAJORITY, run.find("prepare", "result", "majority_share"), None),
-    ]
-    bars = [
-        figures.Bar(label, value, stderr, is_control)
-        for group, is_control in ((found, False), (controls, True))
-        for label, value, stderr in group
-        if value is not None
-    ]
+    bars = []
+    for subject, label in run_tables.LABELS.items():
+        value, stderr = (run.score(subject, TASK, key) for key in ("acc", "acc_stderr"))
+        if value is not None:
+            short = label.removesuffix(" + logistic regression")
+            bars.append(figures.Bar(short, value, stderr, subject == CONTROL))
+    share = run.find("prepare", "result", "majority_share")
+    if bars and share is not None:
+        bars.append(figures.Bar(run_tables.MAJORITY, share, None, True))
     if not bars:
         return []
     alt = "Accuracy: " + ", ".join(f"{bar.label} {bar.value:.3f}" for bar in bars)
@@ -188,9 +185,9 @@ def _layer_errors(run: Run) -> list[Figure]:
     for index, layer in enumerate(run.find("quantize", "result", "layers") or []):
         block = re.search(r"\.(\d+)\.", layer["name"])
         place = int(block.group(1)) if block else index
-        series.setdefault(layer["name"].rsplit(".", 1)[-1], []).append(
-            (place, layer["relative_error"])
-        )
+        if layer["relative_error"] is not None:
+            kind = layer["name"].rsplit(".", 1)[-1]
+            series.setdefault(kind, []).append((place, layer["relative_error"]))
     if not any(error for points in series.values() for _, error in points):
         return []
     drawing = figures.draw_layer_errors({name: sorted(series[name]) for name in sorted(series)})
@@ -236,5 +233,6 @@ def _templates() -> dict[str, Template]:
 
 def escape_markdown(value: object) -> str:
     """Text in which nothing starts a link, an image, a tag, code or a table cell; on one line."""
-    escaped = re.sub(r"([\\`\[\]<>|])", r"\\\1", str(value))
+    escaped = str(value).replace("\n", " ↵ ")
+    escaped = re.sub(r"([\\`\[\]<>|])", r"\\\1", escaped)
     return " ".join(escaped.split())

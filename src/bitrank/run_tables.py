@@ -8,9 +8,10 @@ the adapter was trained on: loss by quantization and gain by training stay separ
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import log
 
 from bitrank import paths
-from bitrank.runs import TASK, Run
+from bitrank.runs import ANSWERING, CONTROL, TASK, Run
 from bitrank.statistics import (
     Difference,
     compare_accuracy,
@@ -36,19 +37,23 @@ LABELS = {
     "quantized": "quantized base",
     "adapter": "base + adapter",
     "merged": "merged model",
+    "control": "TF-IDF + logistic regression",
 }
-CONTROL = "TF-IDF + logistic regression"
 MAJORITY = "majority share"
 CHANGES = (
-    ("gain by the adapter", "quantized", "adapter"),
-    ("loss by quantization", "original", "quantized"),
-    ("loss by merging", "adapter", "merged"),
+    ("gain by the adapter", "quantized", "adapter", ("nll", "acc")),
+    ("loss by quantization", "original", "quantized", ("nll", "acc")),
+    ("loss by merging", "adapter", "merged", ("nll", "acc")),
+    ("lead over the bag of words", "control", "adapter", ("choice_nll", "acc")),
 )
+"""(what, from, to, metrics). A bag of words knows the choices only, so it has no NLL to compare."""
+METRICS = {"nll": "NLL (nats)", "choice_nll": "choice NLL (nats)", "acc": "accuracy"}
+"""What items are compared by; other metrics are shown under lm-eval's names."""
 MEMORY_PARTS = ("weights", "adapter", "gradients", "optimizer", "activations")
 
 
 def compare(run: Run, task: str, metric: str, first: str, second: str) -> Difference | None:
-    """The change of "nll" or "acc" from one subject to another.
+    """The change of "nll", "choice_nll" or "acc" from one subject to another.
 
     Paired by item where both logs are there, from the records' standard errors where not; null
     where a score is missing.
@@ -56,7 +61,11 @@ def compare(run: Run, task: str, metric: str, first: str, second: str) -> Differ
     logs = [run.items.get((subject, task)) for subject in (first, second)]
     if logs[0] and logs[1]:
         pairs = pair_items(logs[0], logs[1])
-        difference = compare_nll(pairs) if metric == "nll" else compare_accuracy(pairs)
+        difference = (
+            compare_accuracy(pairs)
+            if metric == "acc"
+            else compare_nll(pairs, "nll" if metric == "nll" else "choice_nll")
+        )
         if difference is not None:
             return difference
     before, after = run.score(first, task, metric), run.score(second, task, metric)
@@ -75,39 +84,34 @@ def verdict(difference: Difference | None, metric: str) -> str:
     return difference.outcome
 
 
+_WITHOUT_ERROR = ("num_items", "perplexity", "per_byte")
+
+
 def score_cell(run: Run, subject: str, task: str, metric: str) -> Cell:
-    """A score with its standard error; without one, where the metric has none."""
-    if f"evaluate-{subject}" not in run.records:
+    """A score with its standard error; without, where the metric has none."""
+    if ANSWERING[subject] not in run.records:
         return Cell(MISSING)
     value = run.score(subject, task, metric)
     stderr = run.score(subject, task, f"{metric}_stderr")
-    tasks = run.find(f"evaluate-{subject}", "result", "tasks", task) or {}
-    has_error = f"{metric}_stderr" in tasks
-    return measured(value, stderr) if has_error else show(value)
+    return show(value) if metric.endswith(_WITHOUT_ERROR) else measured(value, stderr)
 
 
 def scores_table(run: Run) -> Table:
     """The four subjects on the trained task, with the controls beside them."""
-    metrics = ("acc", "nll", "choice_nll")
+    none = Cell(NOT_APPLICABLE)
     rows = [
         [
-            text(LABELS[subject]),
-            *(score_cell(run, subject, TASK, metric) for metric in metrics),
-            look_up(run, f"evaluate-{subject}", "result", "tasks", TASK, "num_items"),
+            text(label),
+            score_cell(run, subject, TASK, "acc"),
+            none if subject == CONTROL else score_cell(run, subject, TASK, "nll"),
+            score_cell(run, subject, TASK, "choice_nll"),
+            score_cell(run, subject, TASK, "num_items"),
         ]
-        for subject in paths.SUBJECTS
+        for subject, label in LABELS.items()
     ]
-    control = Cell(MISSING)
-    if "control" in run.records:
-        found = [run.find("control", "result", key) for key in ("acc", "acc_stderr")]
-        control = measured(found[0], found[1])
-    none = Cell(NOT_APPLICABLE)
-    control_nll = look_up(run, "control", "result", "choice_nll")
-    rows += [
-        [text(CONTROL), control, none, control_nll, look_up(run, "control", "result", "num_items")],
-        [text(MAJORITY), look_up(run, "prepare", "result", "majority_share", kind="plain"), none,
-         none, look_up(run, "prepare", "result", "splits", "test", "num_rows")],
-    ]  # fmt: skip
+    share = look_up(run, "prepare", "result", "majority_share", kind="plain")
+    test_rows = look_up(run, "prepare", "result", "splits", "test", "num_rows")
+    rows.append([text(MAJORITY), share, none, none, test_rows])
     return Table(
         name="scores",
         title="Scores on the trained task",
@@ -122,15 +126,25 @@ def scores_table(run: Run) -> Table:
         notes=[
             "Mean ± standard error over the test items. NLL: −log p of the right answer over the "
             "whole vocabulary. Choice NLL: −log of its share among the choices.",
+            *_chance(run),
         ],
     )
+
+
+def _chance(run: Run) -> Iterator[str]:
+    choices = run.find("prepare", "result", "num_choices")
+    if choices:
+        yield (
+            f"Guessing evenly among {choices} choices reaches accuracy {1 / choices:.3f} "
+            f"and choice NLL {log(choices):.3f}."
+        )
 
 
 def differences_table(run: Run) -> Table:
     rows = [
         [text(name), *_change_cells(run, TASK, metric, first, second)]
-        for name, first, second in CHANGES
-        for metric in ("nll", "acc")
+        for name, first, second, metrics in CHANGES
+        for metric in metrics
     ]
     return Table(
         name="differences",
@@ -147,13 +161,14 @@ def forgetting_table(run: Run) -> Table:
         [text(task), *_change_cells(run, task, metric, "quantized", "adapter")]
         for task in run.benchmarks
         for metric in _metrics(run, task)
+        if metric in ("nll", "acc") or metric.endswith("perplexity")
     ]
     return Table(
         name="forgetting",
-        title="What was not trained, before and after training",
+        title="What was not trained: quantized base before, base + adapter after",
         columns=[
             Column("benchmark", "Benchmark"),
-            *_change_columns("before", "after", "Before: quantized base", "After: base + adapter"),
+            *_change_columns("before", "after", "Before", "After"),
         ],
         rows=rows,
         notes=["Perplexities follow from the NLL and have no standard error of their own. "
@@ -218,19 +233,20 @@ def _change_columns(first: str, second: str, *headings: str) -> list[Column]:
 
 
 def _change_cells(run: Run, task: str, metric: str, first: str, second: str) -> Iterator[Cell]:
-    yield text(metric)
+    yield Cell(METRICS.get(metric, metric), metric)
     yield score_cell(run, first, task, metric)
     yield score_cell(run, second, task, metric)
-    if metric not in ("nll", "acc"):
+    if metric not in METRICS:
         yield from (Cell(NOT_APPLICABLE), Cell(NOT_APPLICABLE), Cell(NOT_APPLICABLE))
         return
     difference = compare(run, task, metric, first, second)
     if difference is None:
-        yield from (Cell(UNKNOWN), Cell(UNKNOWN))
-    else:
-        yield measured(difference.mean, difference.stderr, signed=True)
-        pairs = difference.num_pairs
-        yield Cell("unpaired") if pairs is None else show(pairs)
+        known = all(ANSWERING[subject] in run.records for subject in (first, second))
+        yield from [Cell(UNKNOWN if known else MISSING)] * 3
+        return
+    yield measured(difference.mean, difference.stderr, signed=True)
+    pairs = difference.num_pairs
+    yield Cell("unpaired") if pairs is None else show(pairs)
     yield text(verdict(difference, metric))
 
 
@@ -240,4 +256,4 @@ def _metrics(run: Run, task: str) -> list[str]:
     for subject in paths.SUBJECTS:
         scores = run.find(f"evaluate-{subject}", "result", "tasks", task) or {}
         found |= {key for key in scores if not key.endswith("_stderr") and key[:4] != "num_"}
-    return sorted(found, key=lambda metric: (metric not in ("nll", "acc"), metric))
+    return sorted(found, key=lambda metric: (metric not in METRICS, metric))

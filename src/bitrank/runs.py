@@ -19,8 +19,12 @@ from bitrank.records import Item, Record, read_items, read_record
 
 TASK = "task"
 """The trained task's name in the evaluation records."""
+CONTROL = "control"
+"""The bag of words, which answers the trained task's items as the models do."""
+ANSWERING = {**{subject: f"evaluate-{subject}" for subject in paths.SUBJECTS}, CONTROL: "control"}
+"""Who answered items, with the stage whose record holds the scores and names the item logs."""
 STAGES = (
-    "fetch", "prepare", "quantize", "control", "train", "measure", "merge",
+    "fetch", "prepare", "benchmarks", "quantize", "control", "train", "measure", "merge",
     *(f"evaluate-{subject}" for subject in paths.SUBJECTS),
 )  # fmt: skip
 """The stages whose records a report reads, in the order in which they run."""
@@ -31,7 +35,7 @@ class Run:
     records: Mapping[str, Record]
     """By stage; a stage that left no record is absent."""
     items: Mapping[tuple[str, str], Sequence[Item]]
-    """By subject and task."""
+    """By subject (see `ANSWERING`) and task."""
 
     def find(self, stage: str, *keys: str) -> Any:
         """The value under `keys`, the first being a part of the record; null where it ends.
@@ -41,14 +45,16 @@ class Run:
         record = self.records.get(stage)
         value: Any = None if record is None else vars(record)
         for key in keys:
-            if isinstance(value, list) and key.isdigit():
-                value = dict(enumerate(value)).get(int(key))
-            else:
-                value = value.get(key) if isinstance(value, Mapping) else None
+            if isinstance(value, list):
+                value = {str(index): entry for index, entry in enumerate(value)}
+            value = value.get(key) if isinstance(value, Mapping) else None
         return value
 
     def score(self, subject: str, task: str, metric: str) -> Any:
-        return self.find(f"evaluate-{subject}", "result", "tasks", task, metric)
+        """A metric of one who answered; the control's stand in its result itself."""
+        if subject == CONTROL:
+            return self.find(CONTROL, "result", metric) if task == TASK else None
+        return self.find(ANSWERING[subject], "result", "tasks", task, metric)
 
     @property
     def missing(self) -> list[str]:
@@ -74,7 +80,7 @@ def read_run(results: Path, item_folders: Mapping[str, Path]) -> Run:
         raise UserError(f"{results} holds no record of a stage; `dvc repro` makes them")
     items = {}
     for subject, folder in item_folders.items():
-        stage = f"evaluate-{subject}"
+        stage = ANSWERING[subject]
         logs = found[stage].result.get("items", {}) if stage in found else {}
         for task, sha256 in logs.items():
             log = folder / f"{task}.jsonl"

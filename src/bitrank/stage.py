@@ -9,6 +9,7 @@ import dataclasses
 import logging
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from bitrank.errors import UserError
 def execute(work: Callable[[], records.Record], path: Path) -> None:
     """Run `work` and write its record to `path`; exit with status 1 on a user's fault."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    # A library's coming changes are for us, who pin its version, not for the person who runs it.
+    warnings.simplefilter("ignore", FutureWarning)
     start = time.perf_counter()
     try:
         record = work()

@@ -53,9 +53,12 @@ def _by_document(items: Iterable[Item]) -> dict[tuple[str, int], Item]:
     return keyed
 
 
-def compare_nll(pairs: Sequence[tuple[Item, Item]]) -> Difference | None:
+def compare_nll(
+    pairs: Sequence[tuple[Item, Item]], column: Literal["nll", "choice_nll"] = "nll"
+) -> Difference | None:
     """Mean change of -log p(target) in nats; null when no document was answered by both."""
-    changes = [second.nll - first.nll for first, second in pairs]
+    values = [(getattr(first, column), getattr(second, column)) for first, second in pairs]
+    changes = [b - a for a, b in values if a is not None and b is not None]
     if not changes:
         return None
     mean, stderr = fmean(changes), _standard_error(changes)

@@ -28,10 +28,6 @@ class Cell:
     """In base units; null where unknown, missing or not applicable."""
     stderr: float | None = None
 
-    @property
-    def is_number(self) -> bool:
-        return isinstance(self.value, int | float) and not isinstance(self.value, bool)
-
 
 @dataclass(frozen=True)
 class Column:
@@ -50,11 +46,19 @@ class Table:
     rows: Sequence[Sequence[Cell]]
     notes: Sequence[str] = ()
 
+    def is_numeric(self, column: int) -> bool:
+        """Whether all that is known in a column is numbers."""
+        values = [row[column].value for row in self.rows if row[column].value is not None]
+        return bool(values) and all(
+            isinstance(value, int | float) and not isinstance(value, bool) for value in values
+        )
+
 
 def to_csv(table: Table) -> str:
     """Base units at full precision, an empty field for what is null."""
     stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
+    # Every text is quoted: Python 3.11 leaves a carriage return bare, which ends a row.
+    writer = csv.writer(stream, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     heads = [[c.key, f"{c.key}_stderr"] if c.with_stderr else [c.key] for c in table.columns]
     writer.writerow([head for pair in heads for head in pair])
     for row in table.rows:
@@ -126,13 +130,17 @@ def _format_number(value: float, kind: Kind) -> str:
     if kind == "bytes":
         return format_bytes(value)
     if kind == "seconds":
-        return f"{value:.3g} s" if value < 100 else f"{value:,.0f} s"
+        return f"{_three_digits(value)} s" if value < 100 else f"{value:,.0f} s"
     if kind == "share":
-        return f"{100 * value:.3g} %"
+        return f"{_three_digits(100 * value)} %"
     unit = " tokens/s" if kind == "rate" else ""
     if isinstance(value, int) or abs(value) >= 10_000:
         return f"{value:,.0f}{unit}"
     return f"{value:.4g}{unit}"
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:#.3g}".rstrip(".")
 
 
 def format_bytes(value: float) -> str:

@@ -4,31 +4,27 @@ A run is found by the tag `bitrank.key`. It counts as published when it is finis
 the hash of what it shows; anything else with that key is the rest of a publication that was cut
 short, or shows what the records no longer say, and gives way to a new run. JSON is the truth:
 a store that cannot be reached never costs a result, the records can be published at any later
-time. The store is MLFLOW_TRACKING_URI if that is set, else a SQLite file of this project.
+time.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import re
-import socket
-import sqlite3
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import Any, Literal, TypeVar
 
 from bitrank import paths
+from bitrank.board import VIEW_TAG, describe_view
 from bitrank.errors import UserError
-from bitrank.projection import Projection, hide_home, project_run
+from bitrank.projection import Projection, project_run
+from bitrank.store import CONTENT, KEY, Store, find_published, find_store, hide_secrets
 
-KEY, CONTENT = "bitrank.key", "bitrank.content"
-DATABASE = "mlflow.db"
 STAGE_PATIENCE = 8.0
 """Seconds after which the `record` stage gives a slow server up."""
 MAX_BATCH = {"metrics": 1000, "params": 100}
@@ -38,8 +34,9 @@ ENVIRONMENT = {
     "MLFLOW_LOGGING_LEVEL": "ERROR",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
 }
+HURRIED = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "4", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+PATIENT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "30", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
@@ -49,40 +46,11 @@ class TrackingError(UserError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Store:
-    uri: str
-    folder: Path | None
-    """Of this project's own store; null where MLFLOW_TRACKING_URI names another one."""
-
-    @property
-    def shown(self) -> str:
-        """Where to look, without a password and without the path to the project."""
-        return hide_secrets(self.uri) if self.folder is None else str(paths.MLFLOW / DATABASE)
-
-
-@dataclass(frozen=True, kw_only=True)
 class Published:
     run_id: str
     name: str
     store: str
     outcome: Literal["published", "unchanged"]
-
-
-def own_store() -> Store:
-    """This project's store. In a temporary workspace of DVC's, DVC_ROOT outlives the workspace."""
-    folder = (Path(os.environ.get("DVC_ROOT", ".")) / paths.MLFLOW).resolve()
-    return Store(uri=f"sqlite:///{(folder / DATABASE).as_posix()}", folder=folder)
-
-
-def find_store() -> Store:
-    uri = os.environ.get("MLFLOW_TRACKING_URI")
-    return Store(uri=uri, folder=None) if uri else own_store()
-
-
-def hide_secrets(text: str) -> str:
-    """`text` without user, password and query of its URLs (MLflow quotes them), or a home path."""
-    without_user = re.sub(r"://[^/\s]*@", "://", text)
-    return hide_home(re.sub(r"(://[^\s?'\"]*)\?[^\s'\"]*", r"\1", without_user))
 
 
 def publish(
@@ -105,7 +73,7 @@ def publish(
     started = time.monotonic()
     projection = project_run(results, params, lock, report)
     store = find_store()
-    run_id = _find_without_mlflow(store, experiment, projection)
+    run_id = find_published(store, experiment, projection)
     outcome: Literal["published", "unchanged"] = "unchanged"
 
     def check() -> None:
@@ -131,59 +99,9 @@ def publish_or_warn(results: Path = paths.RESULTS, *, experiment: str) -> Publis
         log.warning("warning: not published: %s", error)
         log.warning("the results are safe in %s; later: bitrank publish", results)
         return None
-    log.info("%s: %s in %s; to look: make ui", done.outcome, done.name, done.store)
+    look = "" if find_store().folder is None else "; to look: make ui"
+    log.info("%s: %s in %s%s", done.outcome, done.name, done.store, look)
     return done
-
-
-def serve(port: int) -> NoReturn:
-    """Become MLflow's server on this project's own store, for this machine only.
-
-    Raises:
-        UserError: nothing was published here yet, or the port is taken.
-    """
-    store = own_store()
-    if store.folder is None or not (store.folder / DATABASE).is_file():
-        raise UserError(f"{store.shown} does not exist yet: `make repro` publishes a run to it")
-    with closing(socket.socket()) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except (OSError, OverflowError):
-            raise UserError(f"port {port} cannot be used: name another with --port") from None
-    # One worker, and none of the helpers that MLflow starts for its evaluation jobs.
-    environment = {**os.environ, **ENVIRONMENT, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--workers", "1"]
-    command += ["--port", str(port), "--backend-store-uri", store.uri]
-    os.execve(
-        command[0], [*command, "--default-artifact-root", _artifacts(store.folder)], environment
-    )
-
-
-def _artifacts(folder: Path) -> str:
-    return (folder / "artifacts").as_posix()
-
-
-def _find_without_mlflow(store: Store, experiment: str, projection: Projection) -> str | None:
-    """The run if it is published in this project's own store: seconds sooner than MLflow starts.
-
-    Anything unexpected means "not known": MLflow then has a look itself.
-    """
-    if store.folder is None or not (database := store.folder / DATABASE).is_file():
-        return None
-    query = """
-        SELECT run.run_uuid, run.status, content.value FROM experiments AS experiment
-        JOIN runs AS run USING (experiment_id)
-        JOIN tags AS key ON key.run_uuid = run.run_uuid AND key.key = ? AND key.value = ?
-        LEFT JOIN tags AS content ON content.run_uuid = run.run_uuid AND content.key = ?
-        WHERE experiment.name = ? AND run.lifecycle_stage = 'active'
-        AND experiment.lifecycle_stage = 'active'"""
-    try:
-        with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as connection:
-            rows = connection.execute(query, (KEY, projection.key, CONTENT, experiment)).fetchall()
-    except sqlite3.Error:
-        return None
-    whole = len(rows) == 1 and rows[0][1:] == ("FINISHED", projection.content)
-    return str(rows[0][0]) if whole else None
 
 
 @contextmanager
@@ -201,9 +119,9 @@ def _faults_of(store: Store) -> Iterator[None]:
 
 
 def _open_client(store: Store, hurry: bool) -> Any:
-    timeout = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "3" if hurry else "30"}
-    for name, value in (ENVIRONMENT | timeout).items():
+    for name, value in (ENVIRONMENT | (HURRIED if hurry else PATIENT)).items():
         os.environ.setdefault(name, value)
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # it would tell of each attempt
     from mlflow import MlflowClient  # 2 seconds
 
     if store.folder is not None:
@@ -236,20 +154,25 @@ def _bring(
 
 
 def _find_experiment(client: Any, store: Store, name: str) -> str:
-    location = None if store.folder is None else _artifacts(store.folder)
+    view = describe_view()
     found = client.get_experiment_by_name(name)
     if found is None:
-        return str(client.create_experiment(name, artifact_location=location))
+        location = store.artifacts
+        return str(
+            client.create_experiment(name, artifact_location=location, tags={VIEW_TAG: view})
+        )
     if found.lifecycle_stage != "active":
         raise TrackingError(
             f"experiment {name!r} was deleted in {store.shown}: restore it there, or choose "
             "another name with `bitrank params tracking.experiment=...`"
         )
-    if location is not None and found.artifact_location != location:
+    if store.artifacts not in (None, found.artifact_location):
         raise TrackingError(
             f"{store.shown} was made in another folder and its files are still there: move the "
             f"project back, or delete {paths.MLFLOW} (the records rebuild it)"
         )
+    if found.tags.get(VIEW_TAG) != view:
+        client.set_experiment_tag(found.experiment_id, VIEW_TAG, view)
     return str(found.experiment_id)
 
 

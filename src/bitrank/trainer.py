@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from transformers import (
     PreTrainedTokenizerBase,
+    PrinterCallback,
     Trainer,
     TrainerCallback,
     TrainerControl,
@@ -77,6 +78,7 @@ class AdapterTrainer(Trainer):
             data_collator=lambda picked: batches.collate(picked, self._pad_id),
             callbacks=[_Watch(self)],
         )
+        self.remove_callback(PrinterCallback)  # our lines show the same, with speed and time left
         # Our loss divides by the targets of the whole global batch, which Trainer then hands over.
         self.model_accepts_loss_kwargs = True
 
@@ -118,7 +120,7 @@ class AdapterTrainer(Trainer):
             "micro_batch_size": arguments.per_device_train_batch_size,
             "global_batch_size": config.global_batch_size,
             "gradient_accumulation_steps": arguments.gradient_accumulation_steps,
-            "gradient_checkpointing": bool(self.model.is_gradient_checkpointing),
+            "gradient_checkpointing": bool(self.model.is_activation_checkpointing),
             "seeds": vars(self._seeds),
             "device": arguments.device.type,
             "threads": torch.get_num_threads(),

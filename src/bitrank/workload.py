@@ -33,6 +33,10 @@ class GlobalBatch:
         """Padded tokens of the largest micro-batch."""
         return max(micro["input_ids"].numel() for micro in self.micro)
 
+    def to(self, device: torch.device) -> GlobalBatch:
+        moved = [{name: held.to(device) for name, held in micro.items()} for micro in self.micro]
+        return GlobalBatch(moved, self.tokens)
+
 
 class TrainStep:
     """One optimizer step, with the loss, the clipping and the optimizer of training."""
@@ -56,10 +60,7 @@ class TrainStep:
 
 
 def draw_batches(
-    rows: Sequence[Encoded],
-    train: TrainConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    device: torch.device,
+    rows: Sequence[Encoded], train: TrainConfig, tokenizer: PreTrainedTokenizerBase
 ) -> list[GlobalBatch]:
     """One epoch of global batches, cut as training cuts them; the last may be short."""
     pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
@@ -73,8 +74,7 @@ def draw_batches(
             for first in range(0, len(picked), train.micro_batch_size)
         ]
         tokens = sum((Counter(batches.count_tokens(cut)) for cut in micro), Counter[str]())
-        moved = [{name: tensor.to(device) for name, tensor in cut.items()} for cut in micro]
-        drawn.append(GlobalBatch(moved, tokens))
+        drawn.append(GlobalBatch(micro, tokens))
     return drawn
 
 

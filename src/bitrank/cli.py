@@ -1,0 +1,188 @@
+"""The command `bitrank`: what one does beside `dvc repro`.
+
+Each command imports what it needs when it runs, so that `bitrank --help` answers at once. A fault
+of the user's is one line on the error stream and exit status 1; a defect of ours keeps its
+traceback. Tables are drawn for a terminal and are plain, whole lines everywhere else.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bitrank.errors import UserError
+
+PARAMS = Path("params.yaml")
+app = typer.Typer(
+    help="Which LoRA rank, which precision, and what does it cost?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.command()
+def params(
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="As for Hydra: precision=fp32 adapter.rank=16")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; exit 1 if params.yaml differs.")
+    ] = False,
+) -> None:
+    """Compose params.yaml from conf/, as `dvc exp run` does, and tell what changed."""
+    from bitrank import composition, records
+
+    text = composition.compose_text(overrides or [])
+    before = PARAMS.read_text(encoding="utf-8") if PARAMS.is_file() else None
+    if check:
+        _check(before, text)
+        return
+    records.write_text(PARAMS, text)
+    changes = _changes(before, text)
+    for line in changes:
+        print(line)
+    noun = "value" if len(changes) == 1 else "values"
+    what = "new" if before is None else f"{len(changes) or 'no'} {noun} changed"
+    print(f"{PARAMS}: {what}" + ("; next: dvc repro" if changes or before is None else ""))
+
+
+def _check(before: str | None, text: str) -> None:
+    if before == text:
+        print(f"{PARAMS} is what conf/ composes")
+        return
+    names = (str(PARAMS), "composed from conf/")
+    old, new = (before or "").splitlines(), text.splitlines()
+    print("\n".join(difflib.unified_diff(old, new, *names, lineterm="")))
+    raise UserError(f"{PARAMS} is not what conf/ composes with these overrides")
+
+
+def _changes(before: str | None, text: str) -> list[str]:
+    """One line a value that differs; none when there was no file, or none that can be read."""
+    from bitrank.projection import flatten, parse_yaml
+
+    if before is None:
+        return []
+    try:
+        old, new = flatten(parse_yaml(before)), flatten(parse_yaml(text))
+    except ValueError:
+        return []
+    names = [*old, *(name for name in new if name not in old)]
+    return [
+        f"  {name}: {old.get(name, '(absent)')} -> {new.get(name, '(absent)')}"
+        for name in names
+        if old.get(name) != new.get(name)
+    ]
+
+
+@app.command()
+def summary() -> None:
+    """Tell what the last run found, and where to read on."""
+    from bitrank import findings, paths, runs
+
+    items = {subject: paths.items(subject) for subject in runs.ANSWERING}
+    run = runs.read_run(paths.RESULTS, items)
+    print(findings.write_headline(run))
+    for sentence in [*findings.write_points(run), *findings.write_warnings(run)]:
+        print(f"- {sentence}")
+    print(f"report: {paths.REPORT / 'report.html'}    all runs: make ui")
+
+
+@app.command()
+def publish() -> None:
+    """Bring MLflow up to date with the records in data/results; as often as you like."""
+    from bitrank import config, tracking
+
+    done = tracking.publish(experiment=config.load().tracking.experiment)
+    print(f"{done.outcome}: {done.name} in {done.store}")
+
+
+@app.command()
+def ui(
+    port: Annotated[int, typer.Option(help="On 127.0.0.1, for this machine only.")] = 5000,
+) -> None:
+    """Show this project's runs in MLflow."""
+    from bitrank import board
+
+    address, command, environment = board.prepare_server(port)
+    if "MLFLOW_TRACKING_URI" in os.environ:
+        print("note: MLFLOW_TRACKING_URI is set: newer runs are there, not here")
+    print(f"starting MLflow (about 10 seconds); then open\n  {address}\nCtrl-C ends it", flush=True)
+    os.execve(command[0], command, environment)
+
+
+@app.command()
+def predict(
+    prompt: Annotated[str, typer.Argument(help="A text, put into data.prompt; or a whole prompt.")],
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of the answer.")] = 8,
+) -> None:
+    """Ask the original, the quantized, the adapted and the merged model, side by side."""
+    from bitrank import config, environment, paths
+    from bitrank import predict as prediction
+    from bitrank.progress import progress
+
+    run = config.load()
+    whole = prediction.complete_prompt(prompt, run.data.prompt)
+    device = environment.prepare_runtime(run.runtime)
+    rows = []
+    with progress("asking", len(paths.SUBJECTS), "models") as bar:
+        for answer in prediction.predict(whole, device, max_new_tokens):
+            bar.advance(model=answer.subject)
+            if answer.missing:
+                made = f"not there yet: dvc repro {answer.missing}"
+                rows.append((answer.subject, "", made, ""))
+                continue
+            choices = ", ".join(f"{c.strip()} {share:.0%}" for c, share in answer.choices)
+            rows.append((answer.subject, answer.held_as, repr(answer.text.strip()), choices))
+    print(f"prompt: {whole!r}")
+    _show(("model", "held as", "answer", "share among the choices"), rows)
+
+
+@app.command()
+def doctor() -> None:
+    """Try what can be computed on this machine: links, versions, each precision."""
+    from bitrank import doctor as examination
+
+    found = [(f.name, f.status, f.detail) for f in examination.examine()]
+    _show(("what", "status", "detail"), found)
+
+
+def _show(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A drawn table in a terminal; elsewhere aligned lines, nothing cut."""
+    if not sys.stdout.isatty():
+        widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+        for row in (header, *rows):
+            cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+            print("  ".join(cells).rstrip())
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*header)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    Console().print(table)
+
+
+def main() -> None:
+    warnings.simplefilter("ignore", FutureWarning)  # the libraries' own news for their authors
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        app()
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,245 @@
+"""The `evaluate` stage: one model on the trained task and on the benchmarks, each item kept.
+
+Four models are evaluated, each under the same tasks: the original, its quantized form, the
+quantized base with the adapter, and the merged model. Loss by quantization and gain by the adapter
+are then two numbers. The paths are those of `bitrank.paths`, below the current directory.
+
+Standard errors are those of a mean: sample standard deviation over the square root of the number of
+documents. A perplexity has none of its own; `nll_stderr` beside it is of the mean over documents.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from bitrank import adapters, environment, identity, models, paths, prompts, records, tasks
+from bitrank.artifacts import whole_folder
+from bitrank.config import EvaluateConfig, RuntimeConfig
+from bitrank.errors import UserError
+from bitrank.tasks import Task
+
+if TYPE_CHECKING:
+    from bitrank.harness import Scores
+
+_NO_LIMIT = 2**20
+"""Tokens: lm-eval refuses what is too long for the model."""
+
+
+def evaluate_model(
+    subject: str, evaluate: EvaluateConfig, runtime: RuntimeConfig
+) -> records.Record:
+    """Score one of `paths.SUBJECTS` and write its item logs to `paths.items(subject)`.
+
+    Which precision the base has is read from the live model: the original's scores do not depend on
+    what is configured, and are kept when that changes.
+
+    Raises:
+        UserError: another subject, an artifact that is missing, or an adapter that was trained on
+            another base.
+    """
+    if subject not in paths.SUBJECTS:
+        raise UserError(
+            f"there is no model {subject!r} to evaluate; choose from {', '.join(paths.SUBJECTS)}"
+        )
+    device = environment.prepare_runtime(runtime)
+    trained = tasks.trained_task(paths.PREPARED)
+    wanted = [trained, *tasks.benchmark_tasks(evaluate.benchmarks, paths.BENCHMARKS)]
+    model, tokenizer, loaded = _load_subject(subject, evaluate.dequantize, device)
+    scores, seconds = _score(model, tokenizer, wanted, evaluate.batch_size)
+    items, hashes = _keep_items(subject, wanted, scores)
+    return records.Record(
+        stage=f"evaluate-{subject}",
+        treatment={
+            "subject": subject,
+            **loaded,
+            "batch_size": evaluate.batch_size,
+            "threads": torch.get_num_threads(),
+            "device": device.type,
+            "lm_eval": metadata.version("lm_eval"),
+            "data_hash": identity.hash_files(paths.PREPARED),
+            "tasks": {
+                task.name: _describe_task(task, scores[task.name], tokenizer) for task in wanted
+            },
+        },
+        result={
+            "tasks": {
+                task.name: {
+                    **scores[task.name].metrics,
+                    **summarize_items(items[task.name]),
+                    "num_choices": _num_choices(task),
+                }
+                for task in wanted
+            },
+            "items": hashes,
+        },
+        observation={"seconds": seconds},
+    )
+
+
+def _keep_items(
+    subject: str, wanted: Sequence[Task], scores: Mapping[str, Scores]
+) -> tuple[dict[str, list[records.Item]], dict[str, str]]:
+    """Write the item logs, all or none; return the items and the sha256 of each log, by task."""
+    items = {task.name: list_items(task, scores[task.name]) for task in wanted}
+    with whole_folder(paths.items(subject)) as folder:
+        for name, of_task in items.items():
+            records.write_items(folder / f"{name}.jsonl", of_task)
+        return items, {name: identity.hash_file(folder / f"{name}.jsonl") for name in items}
+
+
+def _load_subject(
+    subject: str, dequantize: bool, device: torch.device
+) -> tuple[torch.nn.Module, PreTrainedTokenizerBase, dict[str, Any]]:
+    """Model, tokenizer, and what was loaded: identities, live precision, weights computed on.
+
+    A 4-bit layer whose compute type is its input's type multiplies by the dequantized weight
+    already, so doing that once for all gives the same logits to the bit. int8 also quantizes the
+    activations, and another compute type rounds: both stay on their stored weights.
+    """
+    where = {"original": paths.ORIGINAL, "merged": paths.MERGED}.get(subject, paths.QUANTIZED)
+    if not where.is_dir():
+        raise UserError(f"{where} does not exist; `dvc repro` makes it")
+    model = models.load_model(where, device)
+    held = models.describe_precision(model)
+    own = str(model.get_input_embeddings().weight.dtype).removeprefix("torch.")
+    # Only 4-bit layers have a compute type.
+    dequantized = dequantize and held["compute_dtypes"] == [own]
+    if dequantized:
+        model = models.dequantize_model(model)
+    tokenizer = models.load_tokenizer(where)
+    weights_hash = identity.hash_weights(where)
+    loaded = {
+        "base_hash": None if subject == "merged" else weights_hash,
+        "adapter_hash": None,
+        "merged_hash": weights_hash if subject == "merged" else None,
+        "precision": held,
+        "computed_on": "dequantized weights" if dequantized else "stored weights",
+    }
+    if subject != "adapter":
+        return model, tokenizer, loaded
+    tuned = adapters.load_adapter(model, paths.ADAPTER, weights_hash)
+    return tuned, tokenizer, {**loaded, "adapter_hash": identity.hash_weights(paths.ADAPTER)}
+
+
+def _score(
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    wanted: Sequence[Task],
+    batch_size: int,
+) -> tuple[dict[str, Scores], dict[str, float]]:
+    """Scores and wall seconds of each task. Tasks are run apart: one never changes another's."""
+    from bitrank.harness import Scorer
+
+    scorer = Scorer(model, tokenizer, batch_size)
+    scores, seconds = {}, {}
+    for task in wanted:
+        start = time.perf_counter()
+        scores[task.name] = scorer.run(task)
+        seconds[task.name] = time.perf_counter() - start
+    return scores, seconds
+
+
+def list_items(task: Task, scores: Scores) -> list[records.Item]:
+    """One item a document, in the documents' order."""
+    make = _chosen_item if task.output_type == "multiple_choice" else _read_item
+    rows = zip(task.documents, scores.loglikelihoods, scores.num_tokens, strict=True)
+    return [make(task, *row) for row in rows]
+
+
+def _chosen_item(
+    task: Task, document: Mapping[str, Any], loglikelihoods: list[float], num_tokens: list[int]
+) -> records.Item:
+    choices, target = _choices_of(task, document)
+    likeliest = loglikelihoods.index(max(loglikelihoods))
+    return records.Item(
+        doc_hash=identity.hash_json(document),
+        target=choices[target],
+        prediction=choices[likeliest],
+        correct=likeliest == target,
+        nll=-loglikelihoods[target],
+        choice_nll=_log_sum_exp(loglikelihoods) - loglikelihoods[target],
+        num_tokens=num_tokens[target],
+    )
+
+
+def _read_item(
+    task: Task, document: Mapping[str, Any], loglikelihoods: list[float], num_tokens: list[int]
+) -> records.Item:
+    return records.Item(
+        doc_hash=identity.hash_json(document),
+        target=document[task.config["doc_to_target"]],
+        prediction=None,
+        correct=None,
+        nll=-loglikelihoods[0],
+        choice_nll=None,
+        num_tokens=num_tokens[0],
+    )
+
+
+def _choices_of(task: Task, document: Mapping[str, Any]) -> tuple[list[str], int]:
+    """The choices of a document and the target's place; both are given, or named by a field."""
+    choices = task.config["doc_to_choice"]
+    choices = document[choices] if isinstance(choices, str) else choices
+    target = document[task.config["doc_to_target"]]
+    return choices, choices.index(target) if isinstance(target, str) else target
+
+
+def _num_choices(task: Task) -> int | None:
+    """Null where documents differ, or have nothing to choose from."""
+    if task.output_type != "multiple_choice":
+        return None
+    counts = {len(_choices_of(task, document)[0]) for document in task.documents}
+    return counts.pop() if len(counts) == 1 else None
+
+
+def summarize_items(items: Sequence[records.Item]) -> dict[str, float | int | None]:
+    """Means over documents, in nats, with their standard errors; null where there are no choices.
+
+    `nll` is of the target under the whole vocabulary, `choice_nll` of its share among the choices.
+    """
+    nll, nll_stderr = _mean_and_stderr([item.nll for item in items])
+    summary: dict[str, float | int | None] = {"nll": nll, "nll_stderr": nll_stderr}
+    among = [item.choice_nll for item in items if item.choice_nll is not None]
+    if among:
+        summary["choice_nll"], summary["choice_nll_stderr"] = _mean_and_stderr(among)
+    return {**summary, "num_items": len(items)}
+
+
+def _mean_and_stderr(values: Sequence[float]) -> tuple[float, float | None]:
+    if len(values) < 2:
+        return values[0], None
+    return statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
+
+
+def _log_sum_exp(values: Sequence[float]) -> float:
+    largest = max(values)
+    return largest + math.log(math.fsum(math.exp(value - largest) for value in values))
+
+
+def _describe_task(
+    task: Task, scores: Scores, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, Any]:
+    described: dict[str, Any] = {
+        "output_type": task.output_type,
+        "num_items": len(task.documents),
+        "documents_hash": identity.hash_json(task.documents),
+        "prompt": task.config["doc_to_text"],
+        "num_forward_rows": scores.num_forward_rows,
+    }
+    if task.name == tasks.TRAINED:
+        choices, _ = _choices_of(task, task.documents[0])
+        first = task.documents[0]["prompt"]
+        described["num_choices"] = len(choices)
+        described["num_one_token_choices"] = sum(
+            prompts.encode(tokenizer, first, choice, _NO_LIMIT).num_supervised == 2  # and the end
+            for choice in choices
+        )
+    return described

@@ -1,0 +1,184 @@
+"""The one door to lm-eval: its tasks, metrics and scores; only the forward pass is ours.
+
+lm-eval computes logits and their softmax at every position, over the whole vocabulary. With short
+labels nearly all of that is thrown away, and on a small model it is a quarter of the work. `Scorer`
+asks the model for the positions that are scored. Batches are the same as lm-eval's, and so are the
+scores, to the last digit wherever a matrix product does not depend on its number of rows.
+
+Import this module where it is needed: it takes seconds.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import redirect_stderr
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from datasets import Dataset
+from lm_eval.api.task import ConfigurableTask
+from lm_eval.evaluator import evaluate
+from lm_eval.models.huggingface import HFLM
+
+from bitrank.errors import UserError
+from bitrank.progress import Progress, progress
+from bitrank.tasks import Task
+
+FEWEST_ROWS = 16
+"""With fewer rows MKL's sgemm takes another kernel, whose sums differ in the last digit."""
+
+# Advice about command-line flags that are not used here.
+logging.getLogger("lm_eval").setLevel(logging.ERROR)
+
+Request = tuple[Any, list[int], list[int]]
+"""lm-eval's: the strings, the context's token ids, the ids whose log-likelihood is asked for."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    metrics: dict[str, float | None]
+    """Under lm-eval's names, without the filter's; null where it gives none."""
+    loglikelihoods: list[list[float]]
+    """For each document, of each choice; or of the whole text alone. In nats."""
+    num_tokens: list[list[int]]
+    """Tokens that each log-likelihood sums over."""
+    num_forward_rows: int
+    """Rows that went through the model: one a document where labels are one token."""
+
+
+class Scorer(HFLM):  # type: ignore[misc]
+    """A live model for lm-eval. Subclassing is its way to bring a model of one's own."""
+
+    def __init__(self, model: Any, tokenizer: Any, batch_size: int) -> None:
+        # A document's context is asked for anew with each of its choices.
+        self._encode = lru_cache(maxsize=1024)(super().tok_encode)
+        super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+        self.num_forward_rows = 0
+        self._shown: Progress | None = None
+
+    def run(self, task: Task) -> Scores:
+        """Score every document of a task.
+
+        Raises:
+            UserError: a prompt with its answer is longer than the model takes.
+        """
+        before = self.num_forward_rows
+        found = evaluate(self, {"tasks": {task.name: _Task(task)}}, log_samples=True)
+        samples = sorted(found["samples"][task.name], key=lambda sample: int(sample["doc_id"]))
+        return Scores(
+            {
+                name.partition(",")[0]: value if isinstance(value, float) else None
+                for name, value in found["results"][task.name].items()
+                if "," in name
+            },
+            [[_loglikelihood(answer[0]) for answer in sample["resps"]] for sample in samples],
+            [[self._count(*strings) for strings in sample["arguments"]] for sample in samples],
+            self.num_forward_rows - before,
+        )
+
+    def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        title = f"evaluate {requests[0].task_name}"
+        with progress(title, len(requests), "choices") as self._shown:
+            return list(super().loglikelihood(requests, disable_tqdm=True))
+
+    def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = True) -> list[float]:
+        title = f"evaluate {requests[0].task_name}"
+        windows = [
+            math.ceil(len(self.tok_encode(request.args[0])) / self.max_length)
+            for request in requests
+        ]
+        with progress(title, sum(windows), "texts") as self._shown:
+            return list(super().loglikelihood_rolling(requests, disable_tqdm=True))
+
+    def tok_encode(self, string: str, **options: Any) -> list[int]:
+        return list(self._encode(string, **options))
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[Request], disable_tqdm: bool = True, override_bs: int | None = None
+    ) -> list[tuple[float, bool]]:
+        """Log-likelihood of each request, and whether its tokens are the most likely ones.
+
+        Requests that differ in their last token alone share a row; rows go from long to short.
+        """
+        sharing: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for index, (_, context, target) in enumerate(requests):
+            sharing[(*context, *target[:-1])].append(index)
+        rows = sorted(sharing, key=lambda row: (-len(row), row))
+        self._check_length(rows[0])
+        answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
+        for start in range(0, len(rows), self.batch_size):
+            batch = rows[start : start + self.batch_size]
+            longest = [max(len(requests[index][2]) for index in sharing[row]) for row in batch]
+            for row, logits in zip(batch, self._target_logits(batch, longest), strict=True):
+                logprobs = logits.log_softmax(dim=-1, dtype=torch.float32)
+                likeliest = logprobs.argmax(dim=-1)
+                for index in sharing[row]:
+                    wanted = torch.tensor(requests[index][2], device=logprobs.device)
+                    own = logprobs[-len(wanted) :].gather(1, wanted.unsqueeze(1))
+                    greedy = torch.equal(likeliest[-len(wanted) :], wanted)
+                    answers[index] = (float(own.sum()), greedy)
+            if self._shown is not None:
+                self._shown.advance(sum(len(sharing[row]) for row in batch))
+        return answers
+
+    def _target_logits(
+        self, rows: Sequence[tuple[int, ...]], num_targets: Sequence[int]
+    ) -> list[torch.Tensor]:
+        """The logits that predict each row's last `num_targets` tokens, (targets, vocabulary).
+
+        Rows come from long to short and are padded on the right, where causal attention does not
+        look. lm-eval pads with 0, whatever the tokenizer's pad token is.
+        """
+        width = len(rows[0])
+        ids = torch.zeros(len(rows), width, dtype=torch.long)
+        for row, tokens in zip(ids, rows, strict=True):
+            row[: len(tokens)] = torch.tensor(tokens)
+        first = min(len(row) - targets for row, targets in zip(rows, num_targets, strict=True))
+        if len(rows) * (width - first) < FEWEST_ROWS:
+            first = 0
+        kept = torch.arange(first, width, device=self.device)
+        with torch.no_grad():
+            logits = self.model(ids.to(self.device), logits_to_keep=kept, use_cache=False).logits
+        self.num_forward_rows += len(rows)
+        return [
+            of_row[len(row) - first - targets : len(row) - first]
+            for of_row, row, targets in zip(logits, rows, num_targets, strict=True)
+        ]
+
+    def _check_length(self, row: Sequence[int]) -> None:
+        if len(row) > self.max_length:
+            raise UserError(
+                f"an evaluated prompt with its answer has {len(row) + 1} tokens, the model takes "
+                f"{self.max_length}: leave such rows out"
+            )
+
+    def _count(self, text: str, continuation: str | None = None) -> int:
+        if continuation is None:
+            return len(self.tok_encode(text))
+        return len(self._encode_pair(text, continuation)[1])
+
+
+class _Task(ConfigurableTask):  # type: ignore[misc]
+    """A task whose documents are in memory: no cache, no type guessed, no network."""
+
+    def __init__(self, task: Task) -> None:
+        self._documents = task.documents
+        super().__init__(config=dict(task.config))
+
+    def download(self, dataset_kwargs: Any = None, **_: Any) -> None:
+        self.dataset = {"test": Dataset.from_list(self._documents)}
+
+    def build_all_requests(self, **options: Any) -> None:
+        with redirect_stderr(io.StringIO()):  # a bar of its own, over in an instant
+            super().build_all_requests(**options)
+
+
+def _loglikelihood(answer: Any) -> float:
+    """lm-eval gives a pair for a choice, a bare number for a whole text."""
+    return float(answer[0] if isinstance(answer, tuple) else answer)

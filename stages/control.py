@@ -1,0 +1,16 @@
+"""Score a bag of words on the same rows: the `control` stage of dvc.yaml.
+
+reads   data/prepared        writes   data/items/control
+"""
+
+from __future__ import annotations
+
+from bitrank import controls, paths, records, stage
+
+
+def work() -> records.Record:
+    return controls.bag_of_words()
+
+
+if __name__ == "__main__":
+    stage.execute(work, paths.record("control"))

@@ -1,0 +1,85 @@
+"""A tiny random model, its quantized copies and a few prepared rows, made once a session."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from bitrank import composition, config, models
+
+ROOT = Path(__file__).parents[1]
+CPU = torch.device("cpu")
+PRECISIONS = ("fp32", "int8", "fp4", "nf4")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _fixed_threads() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def compose() -> Callable[..., config.RunConfig]:
+    """The smoke experiment with overrides, composed and checked as a user's is."""
+
+    def composed(*overrides: str) -> config.RunConfig:
+        from omegaconf import OmegaConf
+
+        text = composition.compose_text(["experiment=smoke", *overrides], ROOT / "conf")
+        run = config.parse(OmegaConf.to_container(OmegaConf.create(text)))
+        rows = dataclasses.replace(run.data.rows, path=str(ROOT / "tests/fixtures/colours.jsonl"))
+        return dataclasses.replace(run, data=dataclasses.replace(run.data, rows=rows))
+
+    return composed
+
+
+@pytest.fixture(scope="session")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama of random weights with its byte tokenizer, as `fetch` writes it."""
+    folder = tmp_path_factory.mktemp("original")
+    model, tokenizer = models.build_tiny(64, 2, 0)
+    models.save_model(model, tokenizer, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def quantized(
+    original: Path,
+    compose: Callable[..., config.RunConfig],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str], Path]:
+    """The folder of the tiny model in a named precision, as `quantize` writes it."""
+    made: dict[str, Path] = {}
+
+    def folder_of(name: str) -> Path:
+        if name not in made:
+            folder = tmp_path_factory.mktemp(name)
+            precision = compose(f"precision={name}").precision
+            model = models.quantize_model(original, precision, CPU)
+            models.save_model(model, models.load_tokenizer(original), folder)
+            made[name] = folder
+        return made[name]
+
+    return folder_of
+
+
+@pytest.fixture(scope="session")
+def prepared(
+    original: Path,
+    compose: Callable[..., config.RunConfig],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """The splits of the smoke experiment's rows."""
+    from bitrank import preparation
+
+    root = tmp_path_factory.mktemp("prepared")
+    preparation.prepare_data(
+        compose().data, original, root / "prepared", root / "audit", root / "downloads"
+    )
+    return root / "prepared"

@@ -1,0 +1,171 @@
+"""The whole pipeline with `dvc repro`, on the tiny model, in a copy of the project of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bitrank import paths, records
+
+ROOT = Path(__file__).parents[1]
+PARTS = ("src", "stages", "conf", "dvc.yaml", "params.yaml", "constraints-numeric.txt")
+RECORDS = (
+    "fetch", "prepare", "benchmarks", "quantize", "control", "train", "measure", "merge",
+    *(f"evaluate-{subject}" for subject in paths.SUBJECTS),
+)  # fmt: skip
+
+
+class Project:
+    """A copy of the project without git, with a cache of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for part in PARTS:
+            source = ROOT / part
+            copy = shutil.copytree if source.is_dir() else shutil.copy
+            copy(source, folder / part)
+        rows = folder / "tests" / "fixtures"
+        rows.mkdir(parents=True)
+        shutil.copy(ROOT / "tests" / "fixtures" / "colours.jsonl", rows)
+        (folder / ".dvc").mkdir()
+        (folder / ".dvc" / "config").write_text(
+            (ROOT / ".dvc" / "config").read_text().replace("[core]", "[core]\n    no_scm = true")
+        )
+
+    def run(self, *command: str) -> str:
+        """Standard output and error of a command in the project; fails the test if it fails."""
+        scripts = Path(sys.executable).parent
+        environment = {
+            **os.environ,
+            "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": "src",
+        }
+        environment.pop("MLFLOW_TRACKING_URI", None)
+        answer = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True,
+                                text=True)  # fmt: skip
+        assert answer.returncode == 0, answer.stdout + answer.stderr
+        return answer.stdout + answer.stderr
+
+    def compose(self, *overrides: str) -> None:
+        self.run("bitrank", "params", "experiment=smoke", *overrides)
+
+    def repro(self, *targets: str) -> set[str]:
+        """The stages whose command ran."""
+        return set(re.findall(r"Running stage '([\w@]+)'", self.run("dvc", "repro", *targets)))
+
+    def result(self, name: str) -> Any:
+        return records.read_record(self.folder / paths.record(name)).result
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    made = Project(tmp_path_factory.mktemp("project"))
+    made.compose()
+    assert len(made.repro()) == 15
+    return made
+
+
+def test_every_stage_leaves_its_record(project: Project) -> None:
+    for name in RECORDS:
+        record = records.read_record(project.folder / paths.record(name))
+        assert record.observation["wall_seconds"] > 0
+        assert record.observation["environment"]["packages"]["torch"]
+
+
+def test_the_identity_chain_holds(project: Project) -> None:
+    hashes = {name: project.result(name) for name in ("fetch", "quantize", "train", "merge")}
+    train = records.read_record(project.folder / paths.record("train"))
+    evaluated = {
+        subject: records.read_record(project.folder / paths.record(f"evaluate-{subject}"))
+        for subject in paths.SUBJECTS
+    }
+    assert train.treatment["base_hash"] == hashes["quantize"]["base_hash"]
+    assert train.treatment["data_hash"] == project.result("prepare")["data_hash"]
+    assert evaluated["original"].treatment["base_hash"] == hashes["fetch"]["base_hash"]
+    assert evaluated["adapter"].treatment["base_hash"] == hashes["quantize"]["base_hash"]
+    assert evaluated["adapter"].treatment["adapter_hash"] == hashes["train"]["adapter_hash"]
+    assert evaluated["merged"].treatment["merged_hash"] == hashes["merge"]["merged_hash"]
+
+
+def test_report_and_audit_are_there(project: Project) -> None:
+    for page in ("report/report.md", "report/report.html", "audit/label_audit.html"):
+        assert (project.folder / "data" / page).stat().st_size > 1000
+
+
+def test_no_artifact_names_this_machine(project: Project) -> None:
+    names = [str(project.folder), str(Path.home())]
+    texts = [
+        file
+        for file in (project.folder / "data").rglob("*")
+        if file.suffix in {".json", ".jsonl", ".html", ".md", ".csv", ".svg"}
+    ]
+    assert len(texts) > 20
+    for file in texts:
+        assert not [name for name in names if name in file.read_text(errors="ignore")], file
+
+
+def test_a_second_repro_does_nothing(project: Project) -> None:
+    lock = (project.folder / "dvc.lock").read_bytes()
+    assert project.repro() == {"hardware"}
+    assert (project.folder / "dvc.lock").read_bytes() == lock
+
+
+def test_another_precision_keeps_what_does_not_depend_on_it_and_back_restores(
+    project: Project,
+) -> None:
+    adapter = project.result("train")["adapter_hash"]
+    timed = (project.folder / paths.record("measure")).read_bytes()
+    project.compose("precision=fp32")
+    ran = project.repro()
+    assert not ran & {"fetch", "prepare", "benchmarks", "control", "baseline@original"}
+    assert {"quantize", "train", "measure", "merge", "evaluate@adapter", "report"} <= ran
+    assert project.result("train")["adapter_hash"] != adapter
+    project.compose()
+    assert project.repro() <= {"hardware", "record"}, "the rest comes from the run-cache"
+    assert project.result("train")["adapter_hash"] == adapter
+    assert (project.folder / paths.record("measure")).read_bytes() == timed
+
+
+def test_code_that_cannot_change_a_number_retrains_nothing(project: Project) -> None:
+    for module in ("figures", "tracking", "records", "progress"):
+        file = project.folder / "src" / "bitrank" / f"{module}.py"
+        file.write_text(file.read_text() + "\n# edited\n")
+    changed = set(json.loads(project.run("dvc", "status", "--json")))
+    assert changed - {"hardware"} == {"report"}
+    file = project.folder / "src" / "bitrank" / "trainer.py"
+    file.write_text(file.read_text() + "\n# edited\n")
+    assert "train" in json.loads(project.run("dvc", "status", "--json"))
+
+
+def test_another_clone_gives_the_same_bytes(
+    project: Project, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    other = Project(tmp_path_factory.mktemp("other"))
+    other.compose()
+    other.repro("evaluate@adapter", "merge")
+    for name in ("fetch", "prepare", "quantize", "train", "merge", "evaluate-adapter"):
+        assert other.result(name) == project.result(name), name
+
+
+def test_a_users_fault_is_one_line_and_no_traceback(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    made = Project(tmp_path_factory.mktemp("faulty"))
+    made.compose()
+    text = (made.folder / "params.yaml").read_text()
+    (made.folder / "params.yaml").write_text(text.replace("rank: 8", "rank: 0"))
+    answer = subprocess.run(
+        [sys.executable, "stages/fetch.py"], cwd=made.folder, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": "src"},
+    )  # fmt: skip
+    assert answer.returncode == 1
+    assert "`adapter.rank` must be at least 1, got 0" in answer.stderr
+    assert "Traceback" not in answer.stderr
