@@ -12,7 +12,7 @@ import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from bitrank import composition, config, models
+from bitrank import composition, config, models, weights
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -61,7 +61,7 @@ def quantized(
         if name not in made:
             folder = tmp_path_factory.mktemp(name)
             precision = compose(f"precision={name}").precision
-            model = models.quantize_model(original, precision, CPU)
+            model = weights.quantize_model(original, precision, CPU)
             models.save_model(model, models.load_tokenizer(original), folder)
             made[name] = folder
         return made[name]

@@ -114,7 +114,7 @@ def make_base_records() -> dict[str, tuple[Any, Any, Any]]:
         ),
         "benchmarks": ({"benchmarks": [], "shuffle_seed": 0}, {"benchmarks": {}}, {}),
         "quantize": (
-            {"precision": "nf4", "base_hash": HASH["original"], "live": LIVE},
+            {"precision": {"name": "nf4", **LIVE}, "base_hash": HASH["original"]},
             {"base_hash": HASH["quantized"], "size_bytes": 168_631_296,
              "original_size_bytes": 538_090_408, "bits_per_quantized_weight": 4.127,
              "relative_error": 0.0953, "layers": layers},

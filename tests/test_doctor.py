@@ -11,7 +11,7 @@ import pytest
 import torch
 from fake_project import ROOT
 
-from bitrank import doctor, models
+from bitrank import doctor, models, weights
 from bitrank.errors import ConfigError, UserError
 
 
@@ -38,7 +38,7 @@ def test_each_configured_precision_and_bf16_is_tried(project: Path) -> None:
 def test_a_kernel_that_fails_is_a_finding_with_its_reason(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    quantize = models.quantize_model
+    quantize = weights.quantize_model
 
     def refuse_int8(folder, precision, device):  # type: ignore[no-untyped-def]
         if precision.quant_type == "int8":

@@ -27,6 +27,7 @@ from bitrank import (
     prompts,
     records,
     tasks,
+    weights,
 )
 from bitrank.config import EvaluateConfig, RunConfig, RuntimeConfig
 from bitrank.errors import UserError
@@ -260,7 +261,7 @@ def test_what_computes_differently_stays_on_its_stored_weights(
     project: Path, compose: Callable[..., RunConfig], overrides: list[str]
 ) -> None:
     precision = compose(*overrides).precision
-    model = models.quantize_model(paths.ORIGINAL, precision, torch.device("cpu"))
+    model = weights.quantize_model(paths.ORIGINAL, precision, torch.device("cpu"))
     paths.QUANTIZED.unlink()
     models.save_model(model, models.load_tokenizer(paths.ORIGINAL), paths.QUANTIZED)
     record = evaluation.evaluate_model("quantized", configured(dequantize=True), RUNTIME)

@@ -10,7 +10,7 @@ import torch
 from conftest import CPU, PRECISIONS
 from transformers import AutoModelForCausalLM
 
-from bitrank import adapters, config, identity, merging, models, records, training
+from bitrank import adapters, config, identity, merging, models, records, training, weights
 from bitrank.errors import UserError
 
 TOKENS = torch.arange(40).unsqueeze(0)
@@ -43,8 +43,8 @@ def test_merged_weights_and_logits(
 ) -> None:
     record = merge(f"precision={name}")
     base = models.load_model(quantized(name), CPU)
-    before = {n: models.dequantized_weight(x) for n, x in models.linear_layers(base).items()}
-    after = models.linear_layers(models.load_model(tmp_path / "merged", CPU))
+    before = {n: weights.dequantized_weight(x) for n, x in weights.linear_layers(base).items()}
+    after = weights.linear_layers(models.load_model(tmp_path / "merged", CPU))
     tuned = adapters.load_adapter(
         base, tmp_path / "adapter", identity.hash_weights(quantized(name))
     )
@@ -72,13 +72,13 @@ def test_merging_into_the_original_differs_by_the_quantization_error_only(
 ) -> None:
     record = merge("precision=nf4", "merge=original")
     assert record.treatment["base"] == "original"
-    into_original = models.linear_layers(models.load_model(tmp_path / "merged", CPU))
+    into_original = weights.linear_layers(models.load_model(tmp_path / "merged", CPU))
     merge("precision=nf4")
-    into_dequantized = models.linear_layers(models.load_model(tmp_path / "merged", CPU))
-    full = models.linear_layers(models.load_model(original, CPU))
-    packed = models.linear_layers(models.load_model(quantized("nf4"), CPU))
+    into_dequantized = weights.linear_layers(models.load_model(tmp_path / "merged", CPU))
+    full = weights.linear_layers(models.load_model(original, CPU))
+    packed = weights.linear_layers(models.load_model(quantized("nf4"), CPU))
     for name, layer in full.items():
-        error = layer.weight - models.dequantized_weight(packed[name])
+        error = layer.weight - weights.dequantized_weight(packed[name])
         shift = into_original[name].weight - into_dequantized[name].weight
         assert torch.allclose(shift, error, atol=1e-6)
 
@@ -91,8 +91,8 @@ def test_a_merge_in_half_precision_is_cast_last(merge: Merge, tmp_path: Path) ->
     merge("precision=fp32", "merge.dtype=bfloat16")
     half = models.load_model(tmp_path / "merged", CPU)
     merge("precision=fp32")
-    full = models.linear_layers(models.load_model(tmp_path / "merged", CPU))
-    for name, layer in models.linear_layers(half).items():
+    full = weights.linear_layers(models.load_model(tmp_path / "merged", CPU))
+    for name, layer in weights.linear_layers(half).items():
         assert torch.equal(layer.weight, full[name].weight.to(torch.bfloat16))
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import CPU, PRECISIONS
 
-from bitrank import config, identity, models, quantization, sources
+from bitrank import config, identity, models, quantization, sources, weights
 from bitrank.errors import UserError
 from bitrank.pins import HubModel, LocalModel
 
@@ -24,9 +24,9 @@ def test_a_saved_checkpoint_reloads_bit_identically(
     compose: Callable[..., config.RunConfig],
 ) -> None:
     precision = compose(f"precision={name}").precision
-    live = models.quantize_model(original, precision, CPU)
+    live = weights.quantize_model(original, precision, CPU)
     reloaded = models.load_model(quantized(name), CPU)
-    models.check_precision(reloaded, precision)
+    weights.check_precision(reloaded, precision)
     with torch.no_grad():
         assert torch.equal(live(TOKENS).logits, reloaded(TOKENS).logits)
 
@@ -37,7 +37,7 @@ def test_block_size_is_kept_and_larger_blocks_lose_more(
 ) -> None:
     run = compose(f"precision.block_size={block_size}")
     record = quantization.quantize_base(run.precision, run.runtime, original, tmp_path / "q")
-    assert record.treatment["live"]["block_sizes"] == [block_size]
+    assert record.treatment["precision"]["block_sizes"] == [block_size]
     halved = compose(f"precision.block_size={2 * block_size}").precision
     other = quantization.quantize_base(halved, run.runtime, original, tmp_path / "r")
     assert other.result["relative_error"] > record.result["relative_error"]
@@ -51,7 +51,7 @@ def test_double_quantization_holds_the_scales_in_fewer_bits(
     for double in (True, False):
         run = compose(f"precision.double_quant={str(double).lower()}")
         record = quantization.quantize_base(run.precision, run.runtime, original, tmp_path / "q")
-        assert record.treatment["live"]["double_quant"] == [double]
+        assert record.treatment["precision"]["double_quant"] == [double]
         bits[double] = record.result["bits_per_quantized_weight"]
     # Dettmers et al. 2023, section 3: 8/64 + 32/(64 * 256) bits a weight instead of 32/64; a layer
     # of the tiny model has fewer than 256 blocks, so its second scale is shared by fewer weights.
@@ -76,19 +76,19 @@ def test_dequantized_weights_give_the_same_logits_to_the_bit(
     model = models.load_model(quantized(name), CPU)
     with torch.no_grad():
         stored = model(TOKENS).logits
-        plain = models.dequantize_model(model)
+        plain = weights.dequantize_model(model)
         assert torch.equal(stored, plain(TOKENS).logits)
-    assert models.describe_precision(plain)["num_quantized_layers"] == 0
+    assert weights.describe_precision(plain)["num_quantized_layers"] == 0
 
 
 def test_dequantized_weight_is_what_the_layer_computes_with(
     quantized: Callable[[str], Path],
 ) -> None:
     for name in PRECISIONS:
-        layers = models.linear_layers(models.load_model(quantized(name), CPU))
+        layers = weights.linear_layers(models.load_model(quantized(name), CPU))
         layer = next(iter(layers.values())).train()  # int8 quantizes activations in evaluation
         unit = torch.eye(layer.in_features)
-        assert torch.allclose(layer(unit).T, models.dequantized_weight(layer), atol=1e-6), name
+        assert torch.allclose(layer(unit).T, weights.dequantized_weight(layer), atol=1e-6), name
 
 
 def test_a_base_in_another_precision_is_refused_and_the_layer_is_named(
@@ -96,7 +96,7 @@ def test_a_base_in_another_precision_is_refused_and_the_layer_is_named(
 ) -> None:
     model = models.load_model(quantized("fp4"), CPU)
     with pytest.raises(UserError, match=r"model\.layers\.0\.self_attn\.q_proj is held as"):
-        models.check_precision(model, compose("precision=nf4").precision)
+        weights.check_precision(model, compose("precision=nf4").precision)
 
 
 def test_identity_is_of_the_weights_and_not_of_the_files(original: Path, tmp_path: Path) -> None:
@@ -104,13 +104,13 @@ def test_identity_is_of_the_weights_and_not_of_the_files(original: Path, tmp_pat
     model.save_pretrained(tmp_path / "sharded", max_shard_size="100KB")
     assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 1
     assert identity.hash_weights(tmp_path / "sharded") == identity.hash_weights(original)
-    next(iter(models.linear_layers(model).values())).weight.data[0, 0] += 1e-3
+    next(iter(weights.linear_layers(model).values())).weight.data[0, 0] += 1e-3
     model.save_pretrained(tmp_path / "changed")
     assert identity.hash_weights(tmp_path / "changed") != identity.hash_weights(original)
 
 
 def test_weights_are_counted_the_same_in_every_precision(quantized: Callable[[str], Path]) -> None:
-    counts = {models.count_weights(models.load_model(quantized(n), CPU)) for n in PRECISIONS}
+    counts = {weights.count_weights(models.load_model(quantized(n), CPU)) for n in PRECISIONS}
     assert len(counts) == 1
 
 

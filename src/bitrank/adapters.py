@@ -20,7 +20,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedModel
 
-from bitrank import environment, identity, models, records
+from bitrank import environment, identity, records, weights
 from bitrank.config import AdapterConfig
 from bitrank.errors import UserError
 
@@ -65,8 +65,8 @@ def attach_adapter(base: PreTrainedModel, adapter: AdapterConfig, init_seed: int
     )
 
 
-def _target_layers(base: PreTrainedModel, wanted: list[str]) -> dict[str, models.Linear]:
-    layers = models.linear_layers(base)
+def _target_layers(base: PreTrainedModel, wanted: list[str]) -> dict[str, weights.Linear]:
+    layers = weights.linear_layers(base)
     if wanted == ["all-linear"]:
         return layers
     ends = sorted({name.rsplit(".", 1)[-1] for name in layers})

@@ -226,11 +226,11 @@ def _probe(
     baseline: Timing | None,
 ) -> tuple[Finding, Timing | None]:
     """One linear layer on `TOKENS` tokens, against `baseline`, what fp32 took."""
-    from bitrank import models
+    from bitrank import weights
 
     try:
-        model = models.quantize_model(folder, precision, device)
-        layer = next(iter(models.linear_layers(model).values()))
+        model = weights.quantize_model(folder, precision, device)
+        layer = next(iter(weights.linear_layers(model).values()))
         timing = _time_layer(layer, precision.weight_dtype, device)
     except Exception as error:  # whatever a kernel raises here is the finding
         reason = (str(error).splitlines() or [type(error).__name__])[0]

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from bitrank import adapters, environment, identity, models, paths, prompts, records, tasks
+from bitrank import adapters, environment, identity, models, paths, prompts, records, tasks, weights
 from bitrank.artifacts import whole_folder
 from bitrank.config import EvaluateConfig, RuntimeConfig
 from bitrank.errors import UserError
@@ -108,12 +108,12 @@ def _load_subject(
     if not where.is_dir():
         raise UserError(f"{where} does not exist; `dvc repro` makes it")
     model = models.load_model(where, device)
-    held = models.describe_precision(model)
+    held = weights.describe_precision(model)
     own = str(model.get_input_embeddings().weight.dtype).removeprefix("torch.")
     # Only 4-bit layers have a compute type.
     dequantized = dequantize and held["compute_dtypes"] == [own]
     if dequantized:
-        model = models.dequantize_model(model)
+        model = weights.dequantize_model(model)
     tokenizer = models.load_tokenizer(where)
     weights_hash = identity.hash_weights(where)
     loaded = {

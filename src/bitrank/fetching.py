@@ -21,9 +21,9 @@ def fetch_base(
         UserError: what the source says is missing, damaged, gated or unsafe.
     """
     fetched = sources.load(model.source, downloads)
-    weights = fetched.model
+    base = fetched.model
     with whole_folder(original) as folder:
-        models.save_model(weights, fetched.tokenizer, folder)
+        models.save_model(base, fetched.tokenizer, folder)
         size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
         base_hash = identity.hash_weights(folder)
     with whole_folder(tokenizer_folder) as folder:
@@ -38,11 +38,11 @@ def fetch_base(
         },
         result={
             "base_hash": base_hash,
-            "architecture": type(weights).__name__,
-            "num_parameters": sum(parameter.numel() for parameter in weights.parameters()),
-            "dtype": str(weights.get_input_embeddings().weight.dtype).removeprefix("torch."),
+            "architecture": type(base).__name__,
+            "num_parameters": sum(parameter.numel() for parameter in base.parameters()),
+            "dtype": str(base.get_input_embeddings().weight.dtype).removeprefix("torch."),
             "size_bytes": size,
-            "vocabulary_size": weights.get_input_embeddings().num_embeddings,
+            "vocabulary_size": base.get_input_embeddings().num_embeddings,
         },
         observation={},
     )

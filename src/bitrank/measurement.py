@@ -34,6 +34,7 @@ from bitrank import (
     models,
     paths,
     records,
+    weights,
     workload,
 )
 from bitrank.config import (
@@ -90,7 +91,7 @@ def measure_training_and_inference(
     with exclusive_device(device.type):
         with meters.ProcessMeter(after_import) as loading:
             base = models.load_model(base_folder, device)
-        models.check_precision(base, precision)
+        weights.check_precision(base, precision)
         _check_positions(base, config)
         tokenizer = models.load_tokenizer(base_folder)
         split = paths.split("train", prepared)
@@ -110,7 +111,7 @@ def measure_training_and_inference(
         stage="measure",
         treatment={
             "base_hash": identity.hash_weights(base_folder),
-            "precision": {"name": precision.name, **models.describe_precision(base)},
+            "precision": {"name": precision.name, **weights.describe_precision(base)},
             "adapter": {**adapters.describe_adapter(model), "dropout": adapter.dropout},
             "num_rows": len(rows),
             **_describe_setting(base, train),
@@ -236,7 +237,7 @@ def _compare_with_ceiling(
     base: PreTrainedModel, speed: dict[str, Any], precision: PrecisionConfig
 ) -> dict[str, Any]:
     blocks = sum(
-        layer.in_features * layer.out_features for layer in models.linear_layers(base).values()
+        layer.in_features * layer.out_features for layer in weights.linear_layers(base).values()
     )
     head = base.get_output_embeddings().weight.numel()
     achieved = 4 * (

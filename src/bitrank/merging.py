@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bitrank import adapters, data, environment, identity, models, paths, records
+from bitrank import adapters, data, environment, identity, models, paths, records, weights
 from bitrank.artifacts import whole_folder
 from bitrank.config import MergeConfig, RuntimeConfig
 from bitrank.errors import UserError
@@ -47,7 +47,7 @@ def merge_adapter(
     tokenizer = models.load_tokenizer(quantized)
     tuned = adapters.load_adapter(models.load_model(quantized, device), adapter, base_hash)
     source = quantized if config.base == "dequantized" else original
-    merged = models.dequantize_model(models.load_model(source, device))
+    merged = weights.dequantize_model(models.load_model(source, device))
     num_layers = _add_updates(merged, tuned)
     merged = merged.to(getattr(torch, config.dtype))
     check = _compare(tuned, merged, tokenizer, _prompts(prepared, config.check_items))
@@ -64,6 +64,7 @@ def merge_adapter(
             "base": config.base,
             "dtype": config.dtype,
             "base_hash": base_hash,
+            "added_to_hash": base_hash if source == quantized else identity.hash_weights(source),
             "adapter_hash": identity.hash_weights(adapter),
             "compared_with": "base and adapter, quantized layers computing as in training",
         },
@@ -79,7 +80,7 @@ def merge_adapter(
 
 def _add_updates(merged: PreTrainedModel, tuned: Any) -> int:
     """Add each adapted layer's update to the plain layer of the same name; return how many."""
-    layers = models.linear_layers(merged)
+    layers = weights.linear_layers(merged)
     count = 0
     for name, adapted in adapters.lora_layers(tuned):
         weight = layers[name].weight
@@ -117,7 +118,7 @@ def _logit_pairs(
     with progress("merge check", len(texts), "prompts") as shown:
         for text in texts:
             ids = torch.tensor([tokenizer(text).input_ids], device=merged.device)
-            with models.evaluating_as_trained(tuned):
+            with weights.evaluating_as_trained(tuned):
                 expected = tuned(ids, logits_to_keep=1).logits[0, -1].double()
             with torch.no_grad():
                 found = merged(ids, logits_to_keep=1).logits[0, -1].double()

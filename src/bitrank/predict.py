@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from bitrank import adapters, batches, identity, models, paths, prompts
+from bitrank import adapters, batches, identity, models, paths, prompts, weights
 from bitrank.errors import UserError
 
 PARTS = {
@@ -98,7 +98,7 @@ def _answer(
     folder = PARTS[subject][0][0]
     tokenizer = models.load_tokenizer(folder)
     base = models.load_model(folder, device)
-    held = models.describe_precision(base)
+    held = weights.describe_precision(base)
     types = held["quant_types"] or held["stored_elements_by_dtype"]
     model: Any = base
     if subject == "adapter":

@@ -64,12 +64,9 @@ def treatment_table(run: Run) -> Table:
 
 
 def live_precision(run: Run, stage: str) -> Mapping[str, Any] | None:
-    """What `models.describe_precision` saw in the stage's live model; null where not recorded."""
-    for keys in (("precision",), ("live",)):
-        found = run.find(stage, "treatment", *keys)
-        if isinstance(found, Mapping) and "num_linear_layers" in found:
-            return found
-    return None
+    """What `weights.describe_precision` saw in the stage's live model; null where not recorded."""
+    found = run.find(stage, "treatment", "precision")
+    return found if isinstance(found, Mapping) else None
 
 
 def links(run: Run) -> list[tuple[str, str, Any, str, Any]]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from bitrank import environment, identity, models, paths, records
+from bitrank import environment, identity, models, paths, records, weights
 from bitrank.artifacts import whole_folder
 from bitrank.config import PrecisionConfig, RuntimeConfig
 from bitrank.progress import progress
@@ -31,8 +31,8 @@ def quantize_base(
         RuntimeError: the checkpoint does not reload to the same logits (a library defect).
     """
     device = environment.prepare_runtime(runtime)
-    model = models.quantize_model(original, precision, device)
-    models.check_precision(model, precision)
+    model = weights.quantize_model(original, precision, device)
+    weights.check_precision(model, precision)
     layers = _layer_errors(original, model)
     with whole_folder(quantized) as folder:
         models.save_model(model, models.load_tokenizer(original), folder)
@@ -43,9 +43,8 @@ def quantize_base(
     return records.Record(
         stage="quantize",
         treatment={
-            "precision": precision.name,
             "base_hash": identity.hash_weights(original),
-            "live": models.describe_precision(model),
+            "precision": {"name": precision.name, **weights.describe_precision(model)},
         },
         result={
             "base_hash": base_hash,
@@ -61,13 +60,13 @@ def quantize_base(
 
 def _layer_errors(original: Path, model: PreTrainedModel) -> list[dict[str, Any]]:
     """Per layer: shape and errors; `_error` and `_norm` are sums of squares for the total."""
-    before = models.linear_layers(models.load_model(original, keep_dtype=True))
-    after = models.linear_layers(model)
+    before = weights.linear_layers(models.load_model(original, keep_dtype=True))
+    after = weights.linear_layers(model)
     described = []
     with progress("quantization error", len(before), "layers") as shown:
         for name, layer in before.items():
             weight = layer.weight.float()
-            difference = weight - models.dequantized_weight(after[name]).to(weight.device)
+            difference = weight - weights.dequantized_weight(after[name]).to(weight.device)
             error = float(difference.double().square().sum())
             norm = float(weight.double().square().sum())
             described.append(
@@ -98,10 +97,10 @@ def _weight_bytes(folder: Path) -> int:
 
 def _bits_per_weight(model: PreTrainedModel) -> float | None:
     """Bits of codes and scales for each quantized weight; None when nothing is quantized."""
-    held = [(layer, models.quantized_bytes(layer)) for layer in
-            models.linear_layers(model).values()]  # fmt: skip
+    held = [(layer, weights.quantized_bytes(layer)) for layer in
+            weights.linear_layers(model).values()]  # fmt: skip
     quantized = [(layer, size) for layer, size in held if size is not None]
     if not quantized:
         return None
-    weights = sum(layer.in_features * layer.out_features for layer, _ in quantized)
-    return 8 * sum(size for _, size in quantized) / weights
+    count = sum(layer.in_features * layer.out_features for layer, _ in quantized)
+    return 8 * sum(size for _, size in quantized) / count

@@ -64,25 +64,21 @@ def publish(
 ) -> Published:
     """Bring the store to hold exactly one finished run for these records.
 
-    `patience`: seconds after which a slow server is given up; null: as long as it answers.
+    `patience`: seconds after which a slow server is given up (MLflow's start does not count);
+    null: as long as it answers.
 
     Raises:
         TrackingError: the store cannot be reached, or refuses.
         UserError: the records are missing, or are not those of this `params.yaml`.
     """
-    started = time.monotonic()
     projection = project_run(results, params, lock, report)
     store = find_store()
-    run_id = find_published(store, experiment, projection)
     outcome: Literal["published", "unchanged"] = "unchanged"
-
-    def check() -> None:
-        if store.folder is None and patience is not None and time.monotonic() - started > patience:
-            raise TrackingError(f"{store.shown} is too slow: not done after {patience:.0f} s")
-
+    run_id = find_published(store, experiment, projection)
     if run_id is None:
         with _faults_of(store):
             client = _open_client(store, hurry=patience is not None)
+            check = _start_clock(store, patience)
             run_id, outcome = _bring(client, store, experiment, projection, check)
     return Published(run_id=run_id, name=projection.name, store=store.shown, outcome=outcome)
 
@@ -102,6 +98,17 @@ def publish_or_warn(results: Path = paths.RESULTS, *, experiment: str) -> Publis
     look = "" if find_store().folder is None else "; to look: make ui"
     log.info("%s: %s in %s%s", done.outcome, done.name, done.store, look)
     return done
+
+
+def _start_clock(store: Store, patience: float | None) -> Callable[[], None]:
+    """A check, made before each request, that a server's time is not up."""
+    started = time.monotonic()
+
+    def check() -> None:
+        if store.folder is None and patience is not None and time.monotonic() - started > patience:
+            raise TrackingError(f"{store.shown} is too slow: not done after {patience:.0f} s")
+
+    return check
 
 
 @contextmanager

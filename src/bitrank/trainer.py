@@ -24,7 +24,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from bitrank import batches, models, prompts
+from bitrank import batches, prompts, weights
 from bitrank.config import RuntimeConfig, SeedsConfig, TrainConfig
 from bitrank.errors import UserError
 from bitrank.progress import Progress, progress
@@ -93,7 +93,7 @@ class AdapterTrainer(Trainer):
         total, count = 0.0, 0
         size = self._config.micro_batch_size
         rows = sorted(self._rows["validation"], key=lambda row: len(row.input_ids))
-        with models.evaluating_as_trained(self.model):
+        with weights.evaluating_as_trained(self.model):
             for start in range(0, len(rows), size):
                 batch = batches.collate(rows[start : start + size], self._pad_id)
                 supervised = batches.count_tokens(batch)["supervised"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from bitrank import adapters, data, environment, identity, models, paths, records
+from bitrank import adapters, data, environment, identity, models, paths, records, weights
 from bitrank.artifacts import whole_folder
 from bitrank.config import (
     AdapterConfig,
@@ -44,7 +44,7 @@ def train_adapter(
         for split in ("train", "validation")
     }
     base = models.load_model(base_folder, device)
-    models.check_precision(base, precision)
+    weights.check_precision(base, precision)
     model = adapters.attach_adapter(base, adapter, seeds.init)
     first_weights_hash = adapters.hash_first_weights(model)
     stamp = adapters.Stamp(
@@ -62,7 +62,7 @@ def train_adapter(
         stage="train",
         treatment={
             **vars(stamp),
-            "precision": {"name": precision.name, **models.describe_precision(base)},
+            "precision": {"name": precision.name, **weights.describe_precision(base)},
             "adapter": {
                 **described,
                 "alpha_per_rank": adapter.alpha_per_rank,
@@ -74,7 +74,7 @@ def train_adapter(
             "adapter_hash": adapter_hash,
             "first_weights_hash": first_weights_hash,
             "num_trainable_parameters": num_trainable,
-            "trainable_share": num_trainable / (num_trainable + models.count_weights(base)),
+            "trainable_share": num_trainable / (num_trainable + weights.count_weights(base)),
             "adapter_bytes": adapter_bytes,
             "losses": trainer.losses,
             "validation": trainer.validations,

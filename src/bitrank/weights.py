@@ -1,0 +1,214 @@
+"""How a model's linear layers hold their weights: the one door to bitsandbytes.
+
+Quantizing, dequantizing, and the proof of treatment: what is told of a precision is read from the
+live layers, and what is not held as configured is an error.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeAlias, cast
+
+import bitsandbytes
+import torch
+from bitsandbytes.nn import Linear4bit, Linear8bitLt, Params4bit
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+
+from bitrank import models
+from bitrank.config import PrecisionConfig
+from bitrank.errors import UserError
+
+Linear: TypeAlias = torch.nn.Linear
+"""Plain, `Linear4bit` and `Linear8bitLt` alike: the quantized ones are its subclasses."""
+
+ADAPTER = ".lora_"
+"""What marks an adapter's own modules inside a base model: they are not the base."""
+
+
+def quantize_model(
+    folder: Path, precision: PrecisionConfig, device: torch.device
+) -> PreTrainedModel:
+    """The model of `folder` in the configured precision, from the original weights.
+
+    transformers knows no block size but 64, so another one is set layer by layer; the checkpoint
+    carries it and reloads anywhere.
+    """
+    dtype = getattr(torch, precision.weight_dtype)
+    model = AutoModelForCausalLM.from_pretrained(
+        os.path.abspath(folder),
+        dtype=dtype,
+        device_map={"": device},
+        attn_implementation=models.ATTENTION,
+        local_files_only=True,
+        use_safetensors=True,
+        trust_remote_code=False,
+        quantization_config=_to_bitsandbytes(precision),
+    )
+    if precision.block_size is not None and precision.block_size != 64:
+        original = linear_layers(models.load_model(folder, keep_dtype=True))
+        for name, layer in linear_layers(model).items():
+            if isinstance(layer, Linear4bit):
+                layer.weight = requantize(original[name].weight.data.to(device, dtype), layer,
+                                          block_size=precision.block_size)  # fmt: skip
+    return models.frozen(model)
+
+
+def requantize(weight: torch.Tensor, like: Linear4bit, block_size: int) -> Params4bit:
+    """`weight`, quantized as `like` is, with `block_size` weights to a scale."""
+    params = Params4bit(
+        weight.contiguous(),
+        requires_grad=False,
+        quant_type=like.weight.quant_type,
+        compress_statistics=like.weight.compress_statistics,
+        quant_storage=like.weight.quant_storage,
+        blocksize=block_size,
+        module=like,
+    )
+    return cast(Params4bit, params.to(weight.device))
+
+
+def _to_bitsandbytes(precision: PrecisionConfig) -> BitsAndBytesConfig | None:
+    if precision.quant_type is None:
+        return None
+    if precision.quant_type == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=precision.quant_type,
+        bnb_4bit_use_double_quant=precision.double_quant,
+        bnb_4bit_compute_dtype=getattr(torch, precision.compute_dtype),
+        bnb_4bit_quant_storage=torch.uint8,
+    )
+
+
+def linear_layers(model: PreTrainedModel) -> dict[str, Linear]:
+    """The linear layers inside the blocks, by name: what is quantized and what gets an adapter."""
+    head = model.get_output_embeddings()
+    return {
+        name.removesuffix(".base_layer"): module
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not head and ADAPTER not in name
+    }
+
+
+def dequantized_weight(layer: Linear) -> torch.Tensor:
+    """The weight that the layer stands for, in fp32, whatever holds it; shape (out, in)."""
+    if isinstance(layer, Linear4bit):
+        full = bitsandbytes.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+        return cast(torch.Tensor, full).float()
+    if isinstance(layer, Linear8bitLt):
+        codes: torch.Tensor = layer.weight.data
+        return codes.float() * (int8_scale(layer).float().view(-1, 1) / 127)
+    plain: torch.Tensor = layer.weight.data
+    return plain.float()
+
+
+def quantized_bytes(layer: Linear) -> int | None:
+    """Bytes of a quantized layer's codes and scales; None for a plain layer.
+
+    The constant code books are not counted, as in Dettmers et al. 2023, section 3.
+    """
+    held: list[torch.Tensor]
+    if isinstance(layer, Linear4bit):
+        state = layer.weight.quant_state
+        nested = [state.state2.absmax] if state.nested else []
+        held = [layer.weight.data, state.absmax, *nested]
+    elif isinstance(layer, Linear8bitLt):
+        held = [layer.weight.data, int8_scale(layer)]
+    else:
+        return None
+    return sum(tensor.numel() * tensor.element_size() for tensor in held)
+
+
+def int8_scale(layer: Linear8bitLt) -> torch.Tensor:
+    """The scale of each row, shape (out,); the first forward pass moves it off the weight."""
+    scale = layer.weight.SCB if layer.weight.SCB is not None else layer.state.SCB
+    return cast(torch.Tensor, scale)
+
+
+def dequantize_model(model: PreTrainedModel) -> PreTrainedModel:
+    """Replace each quantized layer by a plain one, in the model's own weight type."""
+    if getattr(model, "is_quantized", False):
+        # The type is named because transformers' default breaks after a save (it becomes text).
+        model = model.dequantize(dtype=model.get_input_embeddings().weight.dtype)
+        # What undoes the quantizer's renaming on saving has no business in a plain model.
+        vars(model).pop("_weight_conversions", None)
+    return models.frozen(model)
+
+
+def count_weights(model: PreTrainedModel) -> int:
+    """Parameters of the base, a packed 4-bit element counted as the weights that it holds."""
+    layers = linear_layers(model)
+    inside = {id(layer.weight) for layer in layers.values()}
+    linear: int = sum(layer.in_features * layer.out_features for layer in layers.values())
+    return linear + sum(
+        parameter.numel()
+        for name, parameter in model.named_parameters()
+        if id(parameter) not in inside and ADAPTER not in name
+    )
+
+
+@contextmanager
+def evaluating_as_trained(model: torch.nn.Module) -> Iterator[None]:
+    """No gradients and no dropout, but quantized layers compute as they do in training.
+
+    In evaluation int8 layers quantize activations too, and 4-bit layers on a CPU with AVX512-BF16
+    repack their weights for good; neither belongs into a look at the validation loss.
+    """
+    was_training = model.training
+    model.eval()
+    for layer in model.modules():
+        if isinstance(layer, Linear4bit | Linear8bitLt):
+            layer.train()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def describe_precision(model: PreTrainedModel) -> dict[str, Any]:
+    """How the live model holds its weights: the proof of treatment of every record."""
+    layers = linear_layers(model)
+    four = [m.weight for m in layers.values() if isinstance(m, Linear4bit)]
+    eight = [m for m in layers.values() if isinstance(m, Linear8bitLt)]
+    held: Counter[str] = Counter()
+    for name, parameter in model.named_parameters():
+        if ADAPTER not in name:
+            held[str(parameter.dtype).removeprefix("torch.")] += parameter.numel()
+    types = sorted({w.quant_type for w in four} | ({"int8"} if eight else set()))
+    return {
+        "num_linear_layers": len(layers),
+        "num_quantized_layers": len(four) + len(eight),
+        "quant_types": types,
+        "double_quant": sorted({bool(w.quant_state.nested) for w in four}),
+        "block_sizes": sorted({int(w.quant_state.blocksize) for w in four}),
+        "compute_dtypes": sorted(
+            {str(m.compute_dtype).removeprefix("torch.")
+             for m in layers.values() if isinstance(m, Linear4bit)}
+        ),
+        "stored_elements_by_dtype": dict(sorted(held.items())),
+        "attention": model.config._attn_implementation,
+    }  # fmt: skip
+
+
+def check_precision(model: PreTrainedModel, precision: PrecisionConfig) -> None:
+    """Raises UserError: a layer is not held as configured; the first such layer is named."""
+    for name, layer in linear_layers(model).items():
+        found: tuple[object, ...] = (None, False, None)
+        if isinstance(layer, Linear4bit):
+            state = layer.weight.quant_state
+            found = (layer.weight.quant_type, bool(state.nested), int(state.blocksize))
+        elif isinstance(layer, Linear8bitLt):
+            found = ("int8", False, None)
+        wanted = (precision.quant_type, precision.double_quant, precision.block_size)
+        if found != wanted:
+            raise UserError(
+                f"the base is not what `precision` asks for: {name} is held as "
+                f"{found}, configured is {wanted} (type, double quantization, block size); "
+                "`dvc repro quantize` makes it anew"
+            )
