@@ -145,11 +145,12 @@ def count_weights(model: PreTrainedModel) -> int:
     layers = linear_layers(model)
     inside = {id(layer.weight) for layer in layers.values()}
     linear: int = sum(layer.in_features * layer.out_features for layer in layers.values())
-    return linear + sum(
+    others: int = sum(
         parameter.numel()
         for name, parameter in model.named_parameters()
         if id(parameter) not in inside and ADAPTER not in name
     )
+    return linear + others
 
 
 @contextmanager
