@@ -7,15 +7,13 @@ So that it is a fair rival, the strength of its regularization is chosen on the 
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bitrank import identity, paths, records
+from bitrank import identity, paths, records, tasks
 from bitrank.artifacts import whole_folder
-from bitrank.tasks import TRAINED
 
 ITEMS = paths.items("control")
 
@@ -46,8 +44,8 @@ def bag_of_words(prepared: Path = paths.PREPARED, items: Path = ITEMS) -> record
     chosen = min(tried, key=lambda strength: tried[strength])
     scored = _score(fitted[chosen], splits["test"])
     with whole_folder(items) as folder:
-        records.write_items(folder / f"{TRAINED}.jsonl", scored)
-        items_hash = identity.hash_file(folder / f"{TRAINED}.jsonl")
+        records.write_items(folder / f"{tasks.TRAINED}.jsonl", scored)
+        items_hash = identity.hash_file(folder / f"{tasks.TRAINED}.jsonl")
     return records.Record(
         stage="control",
         treatment={
@@ -59,7 +57,7 @@ def bag_of_words(prepared: Path = paths.PREPARED, items: Path = ITEMS) -> record
             "num_train_rows": len(splits["train"]),
             "data_hash": identity.hash_files(prepared),
         },
-        result={**_summarize(scored), "items": {TRAINED: items_hash}},
+        result={**_summarize(scored), "items": {tasks.TRAINED: items_hash}},
         observation={},
     )
 
@@ -104,12 +102,13 @@ def _mean_nll(scored: Sequence[records.Item]) -> float:
 
 
 def _summarize(scored: Sequence[records.Item]) -> dict[str, float | int | None]:
-    """Accuracy with its standard error (as lm-eval's, closed form) and `choice_nll` in nats."""
-    right = [float(bool(item.correct)) for item in scored]
-    spread = statistics.stdev(right) / math.sqrt(len(right)) if len(right) > 1 else None
+    """Accuracy and `choice_nll` in nats, each with its standard error."""
+    acc, acc_stderr = tasks.mean_and_stderr([float(bool(item.correct)) for item in scored])
+    nll, nll_stderr = tasks.mean_and_stderr([item.nll for item in scored])
     return {
-        "acc": statistics.fmean(right),
-        "acc_stderr": spread,
-        "choice_nll": _mean_nll(scored),
+        "acc": acc,
+        "acc_stderr": acc_stderr,
+        "choice_nll": nll,
+        "choice_nll_stderr": nll_stderr,
         "num_items": len(scored),
     }

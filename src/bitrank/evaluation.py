@@ -11,7 +11,6 @@ documents. A perplexity has none of its own; `nll_stderr` beside it is of the me
 from __future__ import annotations
 
 import math
-import statistics
 import time
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -205,18 +204,12 @@ def summarize_items(items: Sequence[records.Item]) -> dict[str, float | int | No
 
     `nll` is of the target under the whole vocabulary, `choice_nll` of its share among the choices.
     """
-    nll, nll_stderr = _mean_and_stderr([item.nll for item in items])
+    nll, nll_stderr = tasks.mean_and_stderr([item.nll for item in items])
     summary: dict[str, float | int | None] = {"nll": nll, "nll_stderr": nll_stderr}
     among = [item.choice_nll for item in items if item.choice_nll is not None]
     if among:
-        summary["choice_nll"], summary["choice_nll_stderr"] = _mean_and_stderr(among)
+        summary["choice_nll"], summary["choice_nll_stderr"] = tasks.mean_and_stderr(among)
     return {**summary, "num_items": len(items)}
-
-
-def _mean_and_stderr(values: Sequence[float]) -> tuple[float, float | None]:
-    if len(values) < 2:
-        return values[0], None
-    return statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
 
 
 def _log_sum_exp(values: Sequence[float]) -> float:

@@ -8,6 +8,8 @@ line, so that the scores can be checked from outside.
 from __future__ import annotations
 
 import json
+import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,3 +114,10 @@ _CONFIGS: dict[str, dict[str, Any]] = {
         ],
     },
 }
+
+
+def mean_and_stderr(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and its standard error, s / sqrt(n), as lm-eval's; null for a single value."""
+    if len(values) < 2:
+        return values[0], None
+    return statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
