@@ -3,7 +3,8 @@
 lm-eval computes logits and their softmax at every position, over the whole vocabulary. With short
 labels nearly all of that is thrown away, and on a small model it is a quarter of the work. `Scorer`
 asks the model for the positions that are scored. Batches are the same as lm-eval's, and so are the
-scores, to the last digit wherever a matrix product does not depend on its number of rows.
+scores: to the last digit wherever a row of a matrix product does not depend on how many others
+there are, as with MKL on a CPU; log-probabilities are fp32 (lm-eval's `softmax_dtype`) always.
 
 Import this module where it is needed: it takes seconds.
 """
@@ -17,7 +18,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -56,8 +57,8 @@ class Scorer(HFLM):  # type: ignore[misc]
     """A live model for lm-eval. Subclassing is its way to bring a model of one's own."""
 
     def __init__(self, model: Any, tokenizer: Any, batch_size: int) -> None:
-        # A document's context is asked for anew with each of its choices.
-        self._encode = lru_cache(maxsize=1024)(super().tok_encode)
+        # lm-eval asks for a context again with each of its choices, and `_count` for every text.
+        self._encode = cache(super().tok_encode)
         super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
         self.num_forward_rows = 0
         self._shown: Progress | None = None
@@ -83,17 +84,14 @@ class Scorer(HFLM):  # type: ignore[misc]
         )
 
     def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> list[tuple[float, bool]]:
-        title = f"evaluate {requests[0].task_name}"
-        with progress(title, len(requests), "choices") as self._shown:
+        with progress(f"evaluate {requests[0].task_name}", len(requests), "choices") as self._shown:
             return list(super().loglikelihood(requests, disable_tqdm=True))
 
     def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = True) -> list[float]:
-        title = f"evaluate {requests[0].task_name}"
-        windows = [
-            math.ceil(len(self.tok_encode(request.args[0])) / self.max_length)
-            for request in requests
-        ]
-        with progress(title, sum(windows), "texts") as self._shown:
+        # A text longer than the model takes is read in several windows.
+        lengths = [len(self.tok_encode(request.args[0])) for request in requests]
+        num_windows = sum(math.ceil(length / self.max_length) for length in lengths)
+        with progress(f"evaluate {requests[0].task_name}", num_windows, "texts") as self._shown:
             return list(super().loglikelihood_rolling(requests, disable_tqdm=True))
 
     def tok_encode(self, string: str, **options: Any) -> list[int]:
