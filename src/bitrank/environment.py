@@ -6,15 +6,16 @@ import os
 import platform
 import random
 import subprocess
+import sys
 from importlib import metadata
-from typing import Any
-
-import numpy
-import torch
+from typing import TYPE_CHECKING, Any
 
 from bitrank import hardware
 from bitrank.config import RuntimeConfig
 from bitrank.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 PACKAGES = (
     "torch",
@@ -37,6 +38,8 @@ def prepare_runtime(runtime: RuntimeConfig) -> torch.device:
     Raises:
         UserError: the configured device is not there.
     """
+    import torch  # seconds to import: stages that compute no tensor do without
+
     if runtime.device == "cuda" and not torch.cuda.is_available():
         raise UserError("`runtime.device` is cuda, but torch sees no GPU; set runtime.device=cpu")
     torch.set_num_threads(runtime.threads)
@@ -47,6 +50,9 @@ def prepare_runtime(runtime: RuntimeConfig) -> torch.device:
 
 
 def seed_everything(seed: int) -> None:
+    import numpy
+    import torch
+
     random.seed(seed)
     numpy.random.seed(seed)
     torch.manual_seed(seed)
@@ -58,7 +64,7 @@ def describe() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "packages": {name: _version(name) for name in PACKAGES},
-        "threads": torch.get_num_threads(),
+        "threads": _threads(),
         "hardware": hardware.fingerprint(),
         **describe_commit(),
     }
@@ -69,6 +75,12 @@ def describe_commit() -> dict[str, Any]:
     commit = _git("rev-parse", "HEAD")
     changes = _git("status", "--porcelain", "--untracked-files=no", "--", "src", "stages", "conf")
     return {"git_commit": commit, "git_dirty": None if commit is None else bool(changes)}
+
+
+def _threads() -> int | None:
+    """CPU threads of torch; null in a stage that does not use it."""
+    loaded = sys.modules.get("torch")
+    return None if loaded is None else int(loaded.get_num_threads())
 
 
 def _version(package: str) -> str | None:

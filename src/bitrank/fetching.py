@@ -24,7 +24,7 @@ def fetch_base(
     base = fetched.model
     with whole_folder(original) as folder:
         models.save_model(base, fetched.tokenizer, folder)
-        size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+        size = models.weight_bytes(folder)
         base_hash = identity.hash_weights(folder)
     with whole_folder(tokenizer_folder) as folder:
         fetched.tokenizer.save_pretrained(folder)

@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-
-import torch
-from safetensors import safe_open
+from typing import TYPE_CHECKING
 
 from bitrank import records
 from bitrank.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 
 def hash_json(value: object) -> str:
@@ -54,6 +55,8 @@ def hash_weights(folder: Path) -> str:
 
 
 def _tensors(files: list[Path]) -> Iterator[tuple[str, torch.Tensor]]:
+    from safetensors import safe_open
+
     # The tensors are views of the mapped file: nothing is read before it is hashed.
     for file in files:
         with safe_open(file, framework="pt") as stream:
@@ -62,5 +65,7 @@ def _tensors(files: list[Path]) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:
+    import torch  # seconds to import: stages that hash files alone do without
+
     flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     return flat.numpy().data  # a view: nothing is copied

@@ -20,6 +20,7 @@ from bitrank.config import MergeConfig, RuntimeConfig
 from bitrank.errors import UserError
 from bitrank.progress import progress
 
+ROWS_AT_ONCE = 8
 TOLERANCE = 1e-2
 """Logits of dq(W4) + update may differ from base + adapter by rounding only, at fp32."""
 
@@ -41,9 +42,7 @@ def merge_adapter(
     """
     device = environment.prepare_runtime(runtime)
     base_hash = identity.hash_weights(quantized)
-    stamp = adapters.read_stamp(adapter)
-    if stamp.data_hash != identity.hash_files(prepared):
-        raise UserError(f"{adapter} was trained on other rows than {prepared}: run `dvc repro`")
+    _check_rows(adapter, prepared)
     tokenizer = models.load_tokenizer(quantized)
     tuned = adapters.load_adapter(models.load_model(quantized, device), adapter, base_hash)
     source = quantized if config.base == "dequantized" else original
@@ -56,8 +55,7 @@ def merge_adapter(
         raise RuntimeError(f"the merged model differs from base and adapter: {check}")
     with whole_folder(target) as folder:
         models.save_model(merged, tokenizer, folder)
-        merged_hash = identity.hash_weights(folder)
-        size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+        merged_hash, size = identity.hash_weights(folder), models.weight_bytes(folder)
     return records.Record(
         stage="merge",
         treatment={
@@ -76,6 +74,11 @@ def merge_adapter(
         },
         observation={},
     )
+
+
+def _check_rows(adapter: Path, prepared: Path) -> None:
+    if adapters.read_stamp(adapter).data_hash != identity.hash_files(prepared):
+        raise UserError(f"{adapter} was trained on other rows than {prepared}: run `dvc repro`")
 
 
 def _add_updates(merged: PreTrainedModel, tuned: Any) -> int:
@@ -115,12 +118,19 @@ def _compare(
 def _logit_pairs(
     tuned: Any, merged: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str]
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    with progress("merge check", len(texts), "prompts") as shown:
-        for text in texts:
-            ids = torch.tensor([tokenizer(text).input_ids], device=merged.device)
+    """Each text's next-token logits of both models, of shape (vocabulary,), as float64."""
+    rows = sorted((list(tokenizer(text).input_ids) for text in texts), key=len)
+    with progress("merge check", len(rows), "prompts") as shown:
+        for start in range(0, len(rows), ROWS_AT_ONCE):
+            part = rows[start : start + ROWS_AT_ONCE]
+            ends = torch.tensor([len(row) - 1 for row in part], device=merged.device)
+            # Padding stands on the right, where causal attention does not look.
+            padded = [row + [0] * (len(part[-1]) - len(row)) for row in part]
+            ids = torch.tensor(padded, device=merged.device)
             with weights.evaluating_as_trained(tuned):
-                expected = tuned(ids, logits_to_keep=1).logits[0, -1].double()
+                expected = tuned(ids, use_cache=False).logits
             with torch.no_grad():
-                found = merged(ids, logits_to_keep=1).logits[0, -1].double()
-            shown.advance()
-            yield expected, found
+                found = merged(ids, use_cache=False).logits
+            for index, end in enumerate(ends):
+                yield expected[index, end].double(), found[index, end].double()
+            shown.advance(len(part))

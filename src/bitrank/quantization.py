@@ -37,7 +37,7 @@ def quantize_base(
     with whole_folder(quantized) as folder:
         models.save_model(model, models.load_tokenizer(original), folder)
         _check_reload(model, folder, device)
-        size = _weight_bytes(folder)
+        size = models.weight_bytes(folder)
         base_hash = identity.hash_weights(folder)
     error, norm = (sum(layer.pop(key) for layer in layers) for key in ("_error", "_norm"))
     return records.Record(
@@ -49,7 +49,7 @@ def quantize_base(
         result={
             "base_hash": base_hash,
             "size_bytes": size,
-            "original_size_bytes": _weight_bytes(original),
+            "original_size_bytes": models.weight_bytes(original),
             "bits_per_quantized_weight": _bits_per_weight(model),
             "relative_error": (error / norm) ** 0.5,
             "layers": layers,
@@ -89,10 +89,6 @@ def _check_reload(model: PreTrainedModel, folder: Path, device: torch.device) ->
     with torch.inference_mode():
         if not torch.equal(model(tokens).logits, reloaded(tokens).logits):
             raise RuntimeError(f"{folder} reloads to other logits than the model that was saved")
-
-
-def _weight_bytes(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
 def _bits_per_weight(model: PreTrainedModel) -> float | None:
