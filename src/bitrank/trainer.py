@@ -102,6 +102,18 @@ class AdapterTrainer(Trainer):
                 count += supervised
         self.validations.append({"step": step, "loss": total / count})
 
+    def outcome(self) -> dict[str, Any]:
+        """What the loop saw: losses by step, validation losses, tokens by kind."""
+        return {
+            "losses": self.losses,
+            "validation": self.validations,
+            "tokens": dict(self.tokens),
+        }
+
+    def speed(self, seconds: float) -> float:
+        """Non-padding tokens per second."""
+        return self.tokens["non_padding"] / seconds
+
     def describe(self) -> dict[str, Any]:
         """How the live trainer trained."""
         arguments, config = self.args, self._config
@@ -181,7 +193,7 @@ class _Watch(TrainerCallback):
                 "gradient_norm": float(logs["grad_norm"]),
             }
         )
-        rate = self._trainer.tokens["non_padding"] / (perf_counter() - self._start)
+        rate = self._trainer.speed(perf_counter() - self._start)
         self._shown.advance(loss=f"{loss:.3f}", speed=f"{rate:.0f} tokens/s")
         if step % self._trainer._config.validation_steps == 0 or step == state.max_steps:
             self._trainer.validate(step)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from bitrank import adapters, data, environment, identity, models, paths, records, weights
+from transformers import PreTrainedTokenizerBase
+
+from bitrank import adapters, data, environment, identity, models, paths, prompts, records, weights
 from bitrank.artifacts import whole_folder
 from bitrank.config import (
     AdapterConfig,
@@ -32,17 +34,11 @@ def train_adapter(
     """Train and write the adapter.
 
     Raises:
-        UserError: the base is not held as configured, a target layer is unknown, an answer does
-            not fit, or the loss is no number any more.
+        UserError: a base not held as configured, an unknown layer, a loss that is no number.
     """
     device = environment.prepare_runtime(runtime)
     tokenizer = models.load_tokenizer(base_folder)
-    rows = {
-        split: data.encode_split(
-            paths.split(split, prepared), tokenizer, data_config.max_sequence_tokens
-        )
-        for split in ("train", "validation")
-    }
+    rows = _encode(prepared, tokenizer, data_config.max_sequence_tokens)
     base = models.load_model(base_folder, device)
     weights.check_precision(base, precision)
     model = adapters.attach_adapter(base, adapter, seeds.init)
@@ -55,33 +51,30 @@ def train_adapter(
         seconds = trainer.run()
     with whole_folder(target) as folder:
         adapter_hash = adapters.save_adapter(model, folder, stamp)
-        adapter_bytes = (folder / "adapter_model.safetensors").stat().st_size
-    described = adapters.describe_adapter(model)
-    num_trainable = described["num_trainable_parameters"]
+        adapter_bytes = models.weight_bytes(folder)
+    held = {"precision": {"name": precision.name, **weights.describe_precision(base)}}
+    live = {**adapters.describe_adapter(model), "alpha_per_rank": adapter.alpha_per_rank,
+            "dropout": adapter.dropout}  # fmt: skip
+    num_trainable = live["num_trainable_parameters"]
     return records.Record(
         stage="train",
-        treatment={
-            **vars(stamp),
-            "precision": {"name": precision.name, **weights.describe_precision(base)},
-            "adapter": {
-                **described,
-                "alpha_per_rank": adapter.alpha_per_rank,
-                "dropout": adapter.dropout,
-            },
-            **trainer.describe(),
-        },
+        treatment={**vars(stamp), **held, "adapter": live, **trainer.describe()},
         result={
             "adapter_hash": adapter_hash,
             "first_weights_hash": first_weights_hash,
             "num_trainable_parameters": num_trainable,
             "trainable_share": num_trainable / (num_trainable + weights.count_weights(base)),
             "adapter_bytes": adapter_bytes,
-            "losses": trainer.losses,
-            "validation": trainer.validations,
-            "tokens": dict(trainer.tokens),
+            **trainer.outcome(),
         },
-        observation={
-            "train_seconds": seconds,
-            "tokens_per_second": trainer.tokens["non_padding"] / seconds,
-        },
+        observation={"train_seconds": seconds, "tokens_per_second": trainer.speed(seconds)},
     )
+
+
+def _encode(
+    prepared: Path, tokenizer: PreTrainedTokenizerBase, max_tokens: int
+) -> dict[str, list[prompts.Encoded]]:
+    return {
+        split: data.encode_split(paths.split(split, prepared), tokenizer, max_tokens)
+        for split in ("train", "validation")
+    }
