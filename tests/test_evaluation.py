@@ -49,7 +49,9 @@ def pin(name: str, layout: Any) -> Benchmark:
 
 def configured(dequantize: bool = True) -> EvaluateConfig:
     pins = [pin("quiz", "lettered_options"), pin("prose", "text_lines")]
-    return EvaluateConfig(batch_size=4, dequantize=dequantize, benchmarks=pins)
+    return EvaluateConfig(
+        batch_size=4, dequantize=dequantize, benchmarks=pins, benchmark_subjects=list(paths.SUBJECTS)
+    )
 
 
 def write_prepared(folder: Path, answers: list[str], count: int = 9) -> Path:

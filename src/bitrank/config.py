@@ -179,6 +179,8 @@ class EvaluateConfig:
     dequantize: bool
     """Compute 4-bit models on dequantized weights: the same logits to the bit, faster."""
     benchmarks: list[Benchmark]
+    benchmark_subjects: list[Literal["original", "quantized", "adapter", "merged"]]
+    """The models that are scored on the benchmarks too; all are scored on the trained task."""
 
     def faults(self) -> Faults:
         if self.batch_size < 1:

@@ -50,7 +50,8 @@ def evaluate_model(
         )
     device = environment.prepare_runtime(runtime)
     trained = tasks.trained_task(paths.PREPARED)
-    wanted = [trained, *tasks.benchmark_tasks(evaluate.benchmarks, paths.BENCHMARKS)]
+    benchmarks = evaluate.benchmarks if subject in evaluate.benchmark_subjects else []
+    wanted = [trained, *tasks.benchmark_tasks(benchmarks, paths.BENCHMARKS)]
     model, tokenizer, loaded = _load_subject(subject, evaluate.dequantize, device)
     scores, seconds = _score(model, tokenizer, wanted, evaluate.batch_size)
     items, hashes = _keep_items(subject, wanted, scores)
