@@ -50,7 +50,10 @@ def pin(name: str, layout: Any) -> Benchmark:
 def configured(dequantize: bool = True) -> EvaluateConfig:
     pins = [pin("quiz", "lettered_options"), pin("prose", "text_lines")]
     return EvaluateConfig(
-        batch_size=4, dequantize=dequantize, benchmarks=pins, benchmark_subjects=list(paths.SUBJECTS)
+        batch_size=4,
+        dequantize=dequantize,
+        benchmarks=pins,
+        benchmark_subjects=list(paths.SUBJECTS),
     )
 
 

@@ -52,6 +52,8 @@ def supervised_loss(
     The model is asked for logits from the first position that predicts a supervised token: with a
     vocabulary of 49,152 the output layer is a fifth of a small model's work. The sum over the
     targets of the whole global batch makes accumulation exact, whatever the micro-batches hold.
+    Padding stands on the right, where causal attention does not look: without a mask attention
+    takes its faster path.
     """
     labels = batch["labels"]
     supervised = (labels != IGNORED).any(dim=0).nonzero()
@@ -59,7 +61,6 @@ def supervised_loss(
     positions = torch.arange(first - 1, labels.shape[1] - 1, device=labels.device)
     logits = model(
         input_ids=batch["input_ids"],
-        attention_mask=batch["attention_mask"],
         logits_to_keep=positions,
         use_cache=False,
     ).logits

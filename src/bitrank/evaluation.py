@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from bitrank import adapters, environment, identity, models, paths, prompts, records, tasks, weights
+from bitrank import environment, identity, models, paths, prompts, records, tasks, weights
 from bitrank.artifacts import whole_folder
 from bitrank.config import EvaluateConfig, RuntimeConfig
 from bitrank.errors import UserError
@@ -125,6 +125,8 @@ def _load_subject(
     }
     if subject != "adapter":
         return model, tokenizer, loaded
+    from bitrank import adapters  # PEFT takes seconds to import, for one model of four
+
     tuned = adapters.load_adapter(model, paths.ADAPTER, weights_hash)
     return tuned, tokenizer, {**loaded, "adapter_hash": identity.hash_weights(paths.ADAPTER)}
 
