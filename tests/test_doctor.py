@@ -11,7 +11,7 @@ import pytest
 import torch
 from fake_project import ROOT
 
-from bitrank import doctor, models, weights
+from bitrank import doctor, weights
 from bitrank.errors import ConfigError, UserError
 
 
@@ -45,7 +45,7 @@ def test_a_kernel_that_fails_is_a_finding_with_its_reason(
             raise RuntimeError("no kernel for int8\nsecond line")
         return quantize(folder, precision, device)
 
-    monkeypatch.setattr(models, "quantize_model", refuse_int8)
+    monkeypatch.setattr(weights, "quantize_model", refuse_int8)
     found = {finding.name: finding for finding in doctor._precisions()}
     assert found["int8"].status == "no"
     assert found["int8"].detail == "not possible here: no kernel for int8"
