@@ -5,7 +5,10 @@ reads   nothing but the pinned packages        writes   data/benchmarks
 
 from __future__ import annotations
 
-from bitrank import benchmarks, config, paths, records, stage
+from bitrank import config, paths, records, stage
+
+with stage.importing():
+    from bitrank import benchmarks
 
 
 def work() -> records.Record:

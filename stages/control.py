@@ -5,7 +5,10 @@ reads   data/prepared        writes   data/items/control
 
 from __future__ import annotations
 
-from bitrank import controls, paths, records, stage
+from bitrank import paths, records, stage
+
+with stage.importing():
+    from bitrank import controls
 
 
 def work() -> records.Record:

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import sys
 
-from bitrank import config, evaluation, paths, records, stage
+from bitrank import config, paths, records, stage
+
+with stage.importing():
+    from bitrank import evaluation
 
 
 def work() -> records.Record:

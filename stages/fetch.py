@@ -5,7 +5,10 @@ reads   nothing but the pinned source        writes   data/base/original, data/b
 
 from __future__ import annotations
 
-from bitrank import config, fetching, paths, records, stage
+from bitrank import config, paths, records, stage
+
+with stage.importing():
+    from bitrank import fetching
 
 
 def work() -> records.Record:

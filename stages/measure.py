@@ -5,7 +5,10 @@ reads   data/base/quantized, data/prepared, data/hardware.json        writes   i
 
 from __future__ import annotations
 
-from bitrank import config, measurement, paths, records, stage
+from bitrank import config, paths, records, stage
+
+with stage.importing():
+    from bitrank import measurement
 
 
 def work() -> records.Record:

@@ -5,7 +5,10 @@ reads   data/base, data/adapter, data/prepared        writes   data/merged
 
 from __future__ import annotations
 
-from bitrank import config, merging, paths, records, stage
+from bitrank import config, paths, records, stage
+
+with stage.importing():
+    from bitrank import merging
 
 
 def work() -> records.Record:

@@ -5,7 +5,10 @@ reads   the pinned rows, data/base/tokenizer        writes   data/prepared, data
 
 from __future__ import annotations
 
-from bitrank import config, paths, preparation, records, stage
+from bitrank import config, paths, records, stage
+
+with stage.importing():
+    from bitrank import preparation
 
 
 def work() -> records.Record:

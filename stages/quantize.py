@@ -5,7 +5,10 @@ reads   data/base/original        writes   data/base/quantized
 
 from __future__ import annotations
 
-from bitrank import config, paths, quantization, records, stage
+from bitrank import config, paths, records, stage
+
+with stage.importing():
+    from bitrank import quantization
 
 
 def work() -> records.Record:

@@ -5,7 +5,10 @@ reads   data/base/quantized, data/prepared        writes   data/adapter
 
 from __future__ import annotations
 
-from bitrank import config, paths, records, stage, training
+from bitrank import config, paths, records, stage
+
+with stage.importing():
+    from bitrank import training
 
 
 def work() -> records.Record:

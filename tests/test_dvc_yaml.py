@@ -24,7 +24,11 @@ COMPUTES_NOTHING = {
 }  # fmt: skip
 TRACKING = "record"
 """The one stage that computes nothing: it is to run when a record changed, not when code did."""
-STAGES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+STAGES: dict[str, dict[str, Any]] = {
+    name: stage
+    for file in ("dvc.yaml", "stages/dvc.yaml")
+    for name, stage in yaml.safe_load((ROOT / file).read_text())["stages"].items()
+}
 
 
 def script_of(stage: str) -> Path:

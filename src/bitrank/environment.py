@@ -63,11 +63,16 @@ def describe() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": describe_packages(),
         "threads": _threads(),
         "hardware": hardware.fingerprint(),
         **describe_commit(),
     }
+
+
+def describe_packages() -> dict[str, str | None]:
+    """Versions of what computes; null for what is not installed."""
+    return {name: _version(name) for name in PACKAGES}
 
 
 def describe_commit() -> dict[str, Any]:

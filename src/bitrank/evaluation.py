@@ -28,9 +28,6 @@ from bitrank.tasks import Task
 if TYPE_CHECKING:
     from bitrank.harness import Scores
 
-_NO_LIMIT = 2**20
-"""Tokens: lm-eval refuses what is too long for the model."""
-
 
 def evaluate_model(
     subject: str, evaluate: EvaluateConfig, runtime: RuntimeConfig
@@ -232,10 +229,8 @@ def _describe_task(
     }
     if task.name == tasks.TRAINED:
         choices, _ = _choices_of(task, task.documents[0])
-        first = task.documents[0]["prompt"]
         described["num_choices"] = len(choices)
-        described["num_one_token_choices"] = sum(
-            prompts.encode(tokenizer, first, choice, _NO_LIMIT).num_supervised == 2  # and the end
-            for choice in choices
+        described["num_one_token_choices"] = prompts.count_one_token(
+            tokenizer, task.documents[0]["prompt"], choices
         )
     return described

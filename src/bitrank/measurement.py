@@ -90,8 +90,7 @@ def measure_training_and_inference(
     after_import = meters.process_memory()["resident_bytes"]
     with exclusive_device(device.type):
         with meters.ProcessMeter(after_import) as loading:
-            base = models.load_model(base_folder, device)
-        weights.check_precision(base, precision)
+            base = weights.load_base(base_folder, precision, device)
         _check_positions(base, config)
         tokenizer = models.load_tokenizer(base_folder)
         split = paths.split("train", prepared)

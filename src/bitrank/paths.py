@@ -7,6 +7,8 @@ from pathlib import Path
 DATA = Path("data")
 DOWNLOADS = DATA / "downloads"
 """Wheels by sha256; not an out of any stage, so that a re-run does not download again."""
+CHECKPOINTS = DATA / "checkpoints"
+"""Of trainings that have not ended; no out either, since DVC deletes those before a stage runs."""
 ORIGINAL = DATA / "base" / "original"
 QUANTIZED = DATA / "base" / "quantized"
 TOKENIZER = DATA / "base" / "tokenizer"

@@ -66,20 +66,14 @@ def prepare_data(
             "num_groups": len({row.group for row in cleaned.rows}),
             "splits": {name: _describe_split(kept) for name, kept in splits.items()},
             "num_choices": len(choices),
-            "num_one_token_choices": _count_one_token(choices, splits["test"][0].prompt, tokenizer),
+            "num_one_token_choices": prompts.count_one_token(
+                tokenizer, splits["test"][0].prompt, choices
+            ),
             "majority_share": max(test.values()) / sum(test.values()),
             "audit": summary,
         },
         observation={},
     )
-
-
-def _count_one_token(
-    choices: Sequence[str], prompt: str, tokenizer: PreTrainedTokenizerBase
-) -> int:
-    """Choices of one token cost one forward pass a row to compare, others one a choice."""
-    trained = [prompts.encode(tokenizer, prompt, choice, 2**20) for choice in choices]
-    return sum(row.num_supervised == 2 for row in trained)  # the choice, and the end token
 
 
 def _describe(config: DataConfig) -> dict[str, Any]:

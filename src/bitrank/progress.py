@@ -15,13 +15,13 @@ SECONDS_BETWEEN_LINES = 10.0
 class Progress:
     """Counts steps; shows the latest values, the rate and the time left."""
 
-    def __init__(self, title: str, total: int, unit: str) -> None:
+    def __init__(self, title: str, total: int, unit: str, done: int = 0) -> None:
         self._title, self._total, self._unit = title, total, unit
-        self._done = 0
+        self._done = self._before = done
         self._start = self._last_line = time.monotonic()
         self._bar: tqdm[None] | None = None
         if sys.stderr.isatty():
-            self._bar = tqdm(total=total, desc=title, unit=unit, dynamic_ncols=True)
+            self._bar = tqdm(total=total, initial=done, desc=title, unit=unit, dynamic_ncols=True)
 
     def advance(self, steps: int = 1, **values: str) -> None:
         """Count `steps` more; `values` are shown as they are, such as loss="1.23"."""
@@ -41,7 +41,7 @@ class Progress:
 
     def _line(self, elapsed: float, values: dict[str, str]) -> str:
         shown = "".join(f"  {name} {value}" for name, value in values.items())
-        left = elapsed / max(self._done, 1) * (self._total - self._done)
+        left = elapsed / max(self._done - self._before, 1) * (self._total - self._done)
         return (
             f"{self._title}: {self._done}/{self._total} {self._unit}{shown}"
             f"  elapsed {elapsed:.0f} s  left {left:.0f} s"
@@ -49,8 +49,9 @@ class Progress:
 
 
 @contextmanager
-def progress(title: str, total: int, unit: str) -> Iterator[Progress]:
-    shown = Progress(title, total, unit)
+def progress(title: str, total: int, unit: str, done: int = 0) -> Iterator[Progress]:
+    """`done`: what an earlier process did already."""
+    shown = Progress(title, total, unit, done)
     try:
         yield shown
     finally:

@@ -7,7 +7,7 @@ prompt and answer together, so a merge across the border is seen instead of mist
 from __future__ import annotations
 
 import string
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,8 @@ from bitrank.errors import UserError
 
 IGNORED = -100
 """The label of a position that is not trained (the field's convention)."""
+_NO_LIMIT = 2**20
+"""Tokens: what is only counted is not cut."""
 
 
 @dataclass(frozen=True)
@@ -79,3 +81,9 @@ def encode(
         labels=[IGNORED] * len(kept) + target,
         truncated=len(kept) < len(context),
     )
+
+
+def count_one_token(tokenizer: PreTrainedTokenizerBase, prompt: str, choices: Sequence[str]) -> int:
+    """How many choices are one token after `prompt`: all of them are scored by one forward pass."""
+    trained = (encode(tokenizer, prompt, choice, _NO_LIMIT) for choice in choices)
+    return sum(row.num_supervised == 2 for row in trained)  # the choice, and the end token

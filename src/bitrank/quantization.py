@@ -32,8 +32,10 @@ def quantize_base(
     """
     device = environment.prepare_runtime(runtime)
     model = weights.quantize_model(original, precision, device)
+    before = models.load_model(original, keep_dtype=True)
+    weights.set_block_size(model, before, precision)
     weights.check_precision(model, precision)
-    layers = _layer_errors(original, model)
+    layers = _layer_errors(before, model)
     with whole_folder(quantized) as folder:
         models.save_model(model, models.load_tokenizer(original), folder)
         _check_reload(model, folder, device)
@@ -58,9 +60,9 @@ def quantize_base(
     )
 
 
-def _layer_errors(original: Path, model: PreTrainedModel) -> list[dict[str, Any]]:
+def _layer_errors(original: PreTrainedModel, model: PreTrainedModel) -> list[dict[str, Any]]:
     """Per layer: shape and errors; `_error` and `_norm` are sums of squares for the total."""
-    before = weights.linear_layers(models.load_model(original, keep_dtype=True))
+    before = weights.linear_layers(original)
     after = weights.linear_layers(model)
     described = []
     with progress("quantization error", len(before), "layers") as shown:

