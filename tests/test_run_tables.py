@@ -43,11 +43,11 @@ def test_changes_are_paired_and_judged(run: Run) -> None:
     table = run_tables.differences_table(run)
     told = dict(zip(zip(column(table, "change"), column(table, "metric"), strict=True),
                     column(table, "verdict"), strict=True))  # fmt: skip
-    assert told["gain by the adapter", "NLL (nats)"] == "better"
-    assert told["gain by the adapter", "accuracy"] == "better"
-    assert told["loss by quantization", "NLL (nats)"] == "worse"
-    assert told["loss by quantization", "accuracy"] == "not separable"
-    assert told["loss by merging", "NLL (nats)"] == "the same"
+    assert told["effect of training", "NLL (nats)"] == "better"
+    assert told["effect of training", "accuracy"] == "better"
+    assert told["effect of quantization", "NLL (nats)"] == "worse"
+    assert told["effect of quantization", "accuracy"] == "not separable"
+    assert told["effect of merging", "NLL (nats)"] == "the same"
     assert told["lead over the bag of words", "choice NLL (nats)"] == "better"
     assert ("lead over the bag of words", "NLL (nats)") not in told
     assert set(column(table, "num_pairs")) == {str(fake_run.NUM_ITEMS)}

@@ -155,7 +155,7 @@ def test_a_fault_is_named_and_leaves_no_adapter(
 ) -> None:
     with pytest.raises(UserError, match=message):
         train("precision=fp32", override)
-    assert list(tmp_path.iterdir()) == []
+    assert [found for found in tmp_path.rglob("*") if found.is_file()] == []
 
 
 def test_target_modules_choose_the_layers(train: Train) -> None:

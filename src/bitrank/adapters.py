@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from bitrank import environment, identity, records, weights
 from bitrank.config import AdapterConfig
 from bitrank.errors import UserError
+from bitrank.low_rank import FusedLora
 
 STAMP = "bitrank.json"
 
@@ -51,7 +52,7 @@ def attach_adapter(base: PreTrainedModel, adapter: AdapterConfig, init_seed: int
                 f"{layer.out_features} x {layer.in_features}"
             )
     environment.seed_everything(init_seed)
-    return get_peft_model(
+    model = get_peft_model(
         base,
         LoraConfig(
             task_type="CAUSAL_LM",
@@ -63,6 +64,9 @@ def attach_adapter(base: PreTrainedModel, adapter: AdapterConfig, init_seed: int
         ),
         autocast_adapter_dtype=True,
     )
+    for _, layer in lora_layers(model):
+        layer.lora_variant.setdefault("default", FusedLora())
+    return model
 
 
 def _target_layers(base: PreTrainedModel, wanted: list[str]) -> dict[str, weights.Linear]:

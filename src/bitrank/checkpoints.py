@@ -16,7 +16,6 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import bitrank
 from bitrank import environment, identity, paths, records
 
 SEAL = "sealed.json"
@@ -35,7 +34,7 @@ class Checkpoints:
     """
 
     def __init__(self, depends_on: Mapping[str, Any], parent: Path = paths.CHECKPOINTS) -> None:
-        sources = Path(bitrank.__file__).parent
+        sources = Path(__file__).parent
         code = {
             file.relative_to(sources).as_posix(): identity.hash_file(file)
             for file in sources.rglob("*.py")

@@ -1,7 +1,7 @@
 """The `evaluate` stage: one model on the trained task and on the benchmarks, each item kept.
 
 Four models are evaluated, each under the same tasks: the original, its quantized form, the
-quantized base with the adapter, and the merged model. Loss by quantization and gain by the adapter
+quantized base with the adapter, and the merged model. The effects of quantization and of training
 are then two numbers. The paths are those of `bitrank.paths`, below the current directory.
 
 Standard errors are those of a mean: sample standard deviation over the square root of the number of

@@ -53,7 +53,7 @@ def prepare_data(
     with whole_folder(audit) as folder:
         page = render_audit(_examples(encoded, splits, tokenizer), summary)
         records.write_text(folder / "label_audit.html", page)
-    test = data.count_answers(splits["test"])
+    test, first = data.count_answers(splits["test"]), splits["test"][0].prompt
     return records.Record(
         stage="prepare",
         treatment=_describe(config),
@@ -66,9 +66,7 @@ def prepare_data(
             "num_groups": len({row.group for row in cleaned.rows}),
             "splits": {name: _describe_split(kept) for name, kept in splits.items()},
             "num_choices": len(choices),
-            "num_one_token_choices": prompts.count_one_token(
-                tokenizer, splits["test"][0].prompt, choices
-            ),
+            "num_one_token_choices": prompts.count_one_token(tokenizer, first, choices),
             "majority_share": max(test.values()) / sum(test.values()),
             "audit": summary,
         },

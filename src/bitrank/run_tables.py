@@ -2,7 +2,7 @@
 
 Changes are compared item by item wherever both item logs are at hand (see `statistics`); each
 carries a verdict, so that nobody reads an effect into noise. "Before" is the quantized base that
-the adapter was trained on: loss by quantization and gain by training stay separate numbers.
+the adapter was trained on: the effects of quantization and of training stay separate numbers.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ LABELS = {
 }
 MAJORITY = "majority share"
 CHANGES = (
-    ("gain by the adapter", "quantized", "adapter", ("nll", "acc")),
-    ("loss by quantization", "original", "quantized", ("nll", "acc")),
-    ("loss by merging", "adapter", "merged", ("nll", "acc")),
+    ("effect of training", "quantized", "adapter", ("nll", "acc")),
+    ("effect of quantization", "original", "quantized", ("nll", "acc")),
+    ("effect of merging", "adapter", "merged", ("nll", "acc")),
     ("lead over the bag of words", "control", "adapter", ("choice_nll", "acc")),
 )
 """(what, from, to, metrics). A bag of words knows the choices only, so it has no NLL to compare."""

@@ -35,6 +35,10 @@ def importing() -> Iterator[None]:
     start-up.
     """
     global _import_seconds
+    # A thread of torch's that waits for the others burns its core for milliseconds before it
+    # sleeps. Where another program wants that core, steps took up to 20 times as long; with a
+    # shorter wait a step of a free machine takes no longer. libgomp reads this when torch loads.
+    os.environ.setdefault("GOMP_SPINCOUNT", "30000")
     start = time.perf_counter()
     gc.disable()
     try:

@@ -152,6 +152,14 @@ class AdapterTrainer(Trainer):
         """Non-padding tokens per second, so far."""
         return self.tokens["non_padding"] / self.seconds
 
+    def observe(self) -> dict[str, Any]:
+        """Time and speed; of a resumed run, the steps after which it went on."""
+        return {
+            "train_seconds": self.seconds,
+            "tokens_per_second": self.speed(),
+            "resumed_at_steps": self.resumed_at_steps,
+        }
+
     def describe(self) -> dict[str, Any]:
         """How the live trainer trained."""
         arguments, config = self.args, self._config

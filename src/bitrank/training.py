@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -47,41 +49,40 @@ def train_adapter(
     stamp = adapters.Stamp(
         base_hash=identity.hash_weights(base_folder), data_hash=identity.hash_files(prepared)
     )
-    kept = Checkpoints(
-        {
-            **vars(stamp),
-            **{type(part).__name__: asdict(part) for part in (config, adapter, seeds, runtime)},
-            "max_sequence_tokens": data_config.max_sequence_tokens,
-        },
-        checkpoints,
-    )
+    sections = (config, adapter, seeds, runtime)
+    kept = _checkpoints(stamp, data_config.max_sequence_tokens, sections, checkpoints)
     trainer = AdapterTrainer(model, tokenizer, rows, config, seeds, runtime, kept)
     trainer.run()
     with whole_folder(target) as folder:
-        adapter_hash = adapters.save_adapter(model, folder, stamp)
-        adapter_bytes = models.weight_bytes(folder)
+        saved = {
+            "adapter_hash": adapters.save_adapter(model, folder, stamp),
+            "adapter_bytes": models.weight_bytes(folder),
+        }
     kept.remove()
-    held = {"precision": {"name": precision.name, **weights.describe_precision(base)}}
     live = {**adapters.describe_adapter(model), "alpha_per_rank": adapter.alpha_per_rank,
             "dropout": adapter.dropout}  # fmt: skip
+    held = {"precision": {"name": precision.name, **weights.describe_precision(base)}}
     num_trainable = live["num_trainable_parameters"]
     return records.Record(
         stage="train",
         treatment={**vars(stamp), **held, "adapter": live, **trainer.describe()},
         result={
-            "adapter_hash": adapter_hash,
+            **saved,
             "first_weights_hash": first_weights_hash,
             "num_trainable_parameters": num_trainable,
             "trainable_share": num_trainable / (num_trainable + weights.count_weights(base)),
-            "adapter_bytes": adapter_bytes,
             **trainer.outcome(),
         },
-        observation={
-            "train_seconds": trainer.seconds,
-            "tokens_per_second": trainer.speed(),
-            "resumed_at_steps": trainer.resumed_at_steps,
-        },
+        observation=trainer.observe(),
     )
+
+
+def _checkpoints(
+    stamp: adapters.Stamp, max_tokens: int, sections: Sequence[Any], parent: Path
+) -> Checkpoints:
+    """Under a name of everything that this training's result depends on."""
+    configured = {type(section).__name__: asdict(section) for section in sections}
+    return Checkpoints({**vars(stamp), "max_tokens": max_tokens, **configured}, parent)
 
 
 def _encode(
