@@ -19,8 +19,8 @@ from bitrank import composition
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "bitrank"
 COMPUTES_NOTHING = {
-    "errors", "schema", "pins", "config", "paths", "records", "artifacts", "progress", "hardware",
-    "stage",
+    "errors", "schema", "pins", "data_config", "config", "paths", "records", "artifacts",
+    "progress", "hardware", "stage",
 }  # fmt: skip
 TRACKING = "record"
 """The one stage that computes nothing: it is to run when a record changed, not when code did."""

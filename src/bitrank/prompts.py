@@ -1,7 +1,8 @@
 """From a row to token ids and labels: only the answer and the end token are trained.
 
 The prompt's ids are the longest common prefix that the tokenizer gives to the prompt alone and to
-prompt and answer together, so a merge across the border is seen instead of mistrained.
+prompt and answer together, so a merge across the border is seen instead of mistrained. The borders
+of answers inside a prompt, in a conversation, are found in the same way.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from bitrank.errors import UserError
 
 IGNORED = -100
 """The label of a position that is not trained (the field's convention)."""
-_NO_LIMIT = 2**20
+NO_LIMIT = 2**20
 """Tokens: what is only counted is not cut."""
 
 
@@ -45,45 +46,73 @@ def fill(template: str, row: Mapping[str, Any], where: str) -> str:
     if missing:
         raise UserError(
             f"{where}: no field {', '.join(missing)}, which the template {template!r} needs; "
-            f"the row has {', '.join(sorted(row))}"
+            f"the row has {', '.join(map(str, row))}"
         )
-    return template.format_map(row)
+    # Not `str.format`: a field may have any name, such as one with a dot in it.
+    parts = string.Formatter().parse(template)
+    return "".join(literal + (str(row[name]) if name else "") for literal, name, _, _ in parts)
 
 
 def encode(
-    tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, max_tokens: int
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    answer: str,
+    max_tokens: int,
+    *,
+    end: str = "",
+    earlier: Sequence[Sequence[int]] = (),
 ) -> Encoded:
     """Tokenize one row. Too long a prompt loses its beginning, never the answer.
+
+    `end` is the token that the answer ends with, "" the tokenizer's own end token; `earlier` are
+    the [start, stop) of answers inside the prompt, in characters, which are trained too, unless
+    their beginning is cut off.
 
     Raises:
         UserError: the tokenizer has no end token, or the answer alone is longer than `max_tokens`.
     """
-    end = tokenizer.eos_token_id
-    if end is None:
+    closing = tokenizer.eos_token_id
+    if closing is None:
         raise UserError("the tokenizer has no end-of-sequence token, which an answer must end with")
     whole = list(tokenizer(prompt + answer).input_ids)
-    if whole and whole[-1] == end:
+    if whole and whole[-1] == closing:
         whole.pop()  # some tokenizers add it themselves: it must stand there once
-    alone = list(tokenizer(prompt).input_ids)
-    shared = 0
-    while shared < min(len(alone), len(whole)) and alone[shared] == whole[shared]:
-        shared += 1
-    target = [*whole[shared:], end]
+    if end:
+        closing = tokenizer.convert_tokens_to_ids(end)
+    border = _num_shared(tokenizer, prompt, whole)
+    target = [*whole[border:], closing]
     if len(target) >= max_tokens:
         raise UserError(
-            f"the answer {answer!r} has {len(target)} tokens with its end token, "
+            f"the answer {shorten(answer)} has {len(target)} tokens with its end token, "
             f"`data.max_sequence_tokens` is {max_tokens}: there is no room for a prompt"
         )
-    context = whole[:shared]
-    kept = context[max(0, len(context) - (max_tokens - len(target))) :]
+    labels = [IGNORED] * border + target
+    cut = max(0, border + len(target) - max_tokens)
+    for start, stop in earlier:
+        first = _num_shared(tokenizer, prompt[:start], whole)
+        last = _num_shared(tokenizer, prompt[:stop], whole)
+        if first >= cut:
+            labels[first:last] = whole[first:last]
     return Encoded(
-        input_ids=kept + target,
-        labels=[IGNORED] * len(kept) + target,
-        truncated=len(kept) < len(context),
+        input_ids=[*whole, closing][cut:],
+        labels=labels[cut:],
+        truncated=cut > 0,
     )
 
 
 def count_one_token(tokenizer: PreTrainedTokenizerBase, prompt: str, choices: Sequence[str]) -> int:
     """How many choices are one token after `prompt`: all of them are scored by one forward pass."""
-    trained = (encode(tokenizer, prompt, choice, _NO_LIMIT) for choice in choices)
+    trained = (encode(tokenizer, prompt, choice, NO_LIMIT) for choice in choices)
     return sum(row.num_supervised == 2 for row in trained)  # the choice, and the end token
+
+
+def _num_shared(tokenizer: PreTrainedTokenizerBase, text: str, whole: Sequence[int]) -> int:
+    """How many tokens at the beginning of `whole` are those of its beginning `text`."""
+    alone = tokenizer(text).input_ids
+    pairs = enumerate(zip(alone, whole, strict=False))
+    return next((at for at, (one, other) in pairs if one != other), min(len(alone), len(whole)))
+
+
+def shorten(text: str) -> str:
+    """A text as an error message quotes it."""
+    return repr(text if len(text) <= 60 else f"{text[:57]}...")
