@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from pathlib import Path
@@ -108,3 +109,29 @@ def test_a_missing_split_is_named(easy: Path, tmp_path: Path) -> None:
     paths.split("validation", easy).unlink()
     with pytest.raises(UserError, match=r"validation\.jsonl does not exist"):
         controls.bag_of_words(easy, tmp_path / "items")
+
+
+def test_free_text_is_copied_from_the_row_most_alike(tmp_path: Path) -> None:
+    rows = {
+        "train": [("switch on the lamp", " On lamp"), ("open the door", " Open door"),
+                  ("lock the door", " Lock door")],
+        "validation": [("open it", " Open")],
+        "test": [("the door please open", "Open  door"), ("switch lamp", " Off lamp"),
+                 ("play jazz", " On lamp")],
+    }  # fmt: skip
+    splits = {
+        name: [{"prompt": asked, "answer": told, "group": ""} for asked, told in pairs]
+        for name, pairs in rows.items()
+    }
+    folder = write_splits(tmp_path / "prepared", **splits)
+    asked = {"stop": [], "max_new_tokens": 9, "ignore": [r"\s{2,}"]}
+    records.write_text(folder / "generation.json", json.dumps(asked))
+    record = controls.bag_of_words(folder, tmp_path / "items")
+    items = records.read_items(tmp_path / "items" / "task.jsonl")
+    assert [item.prediction for item in items] == [" Open door", " On lamp", " On lamp"]
+    assert [item.correct for item in items] == [False, False, True]
+    assert all(item.nll is None and item.choice_nll is None for item in items)
+    assert record.result["acc"] == pytest.approx(1 / 3)
+    assert record.result["choice_nll"] is None
+    assert record.treatment["classifier"] == "nearest neighbour"
+    assert [item.doc_hash for item in items] == [identity.hash_json(row) for row in splits["test"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import shutil
@@ -13,8 +14,9 @@ import pytest
 import torch
 
 from bitrank import adapters, config, identity, models, paths
+from bitrank.data_config import ChatFormat
 from bitrank.errors import UserError
-from bitrank.predict import complete_prompt, generate, predict, rank_choices
+from bitrank.predict import complete_prompt, generate, make_prompt, predict, rank_choices
 
 CPU = torch.device("cpu")
 TEMPLATE = "Text: {text}\nLabel:"
@@ -143,3 +145,22 @@ def test_a_text_is_put_into_the_template_unless_it_is_whole(
 def test_an_empty_prompt_is_refused() -> None:
     with pytest.raises(UserError, match="empty"):
         complete_prompt(" \n", TEMPLATE)
+
+
+def test_a_chat_is_asked_in_the_models_chat_template(
+    tmp_path: Path, compose: Callable[..., config.RunConfig]
+) -> None:
+    plain = compose().data
+    assert make_prompt("a rose", plain, tmp_path / "absent") == "Text: a rose\nLabel:"
+    layout = ChatFormat(kind="chat", system="be brief", messages_field=None)
+    chat = dataclasses.replace(plain, format=layout)
+    with pytest.raises(UserError, match="`dvc repro fetch` makes it"):
+        make_prompt("a rose", chat, tmp_path / "absent")
+    tokenizer = models.build_tiny(64, 1, 0)[1]
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}; {% endfor %}"
+    tokenizer.save_pretrained(tmp_path)
+    asked = make_prompt("a rose", chat, tmp_path)
+    assert asked == "system: be brief; user: Text: a rose\nLabel:; "
+    turns = ChatFormat(kind="chat", system=None, messages_field="messages")
+    whole = dataclasses.replace(plain, format=turns, prompt=None, answer=None)
+    assert make_prompt("a rose", whole, tmp_path) == "user: a rose; "

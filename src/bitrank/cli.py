@@ -122,19 +122,24 @@ def ui(
 @app.command()
 def predict(
     prompt: Annotated[str, typer.Argument(help="A text, put into data.prompt; or a whole prompt.")],
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of the answer.")] = 8,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Length of the answer; as in evaluation, or 8.")
+    ] = None,
 ) -> None:
     """Ask the original, the quantized, the adapted and the merged model, side by side."""
     from bitrank import config, environment, paths
     from bitrank import predict as prediction
+    from bitrank.data_config import Generation
     from bitrank.progress import progress
 
     run = config.load()
-    whole = prediction.complete_prompt(prompt, run.data.prompt)
+    whole = prediction.make_prompt(prompt, run.data)
+    task = run.data.task
+    length = max_new_tokens or (task.max_new_tokens if isinstance(task, Generation) else 8)
     device = environment.prepare_runtime(run.runtime)
     rows = []
     with progress("asking", len(paths.SUBJECTS), "models") as bar:
-        for answer in prediction.predict(whole, device, max_new_tokens):
+        for answer in prediction.predict(whole, device, length):
             bar.advance(model=answer.subject)
             if answer.missing:
                 made = f"not there yet: dvc repro {answer.missing}"

@@ -69,7 +69,7 @@ def evaluate_model(
         result={
             "tasks": {
                 task.name: {
-                    **scores[task.name].metrics,
+                    **_metrics(scores[task.name]),
                     **summarize_items(items[task.name]),
                     "num_choices": _num_choices(task),
                 }
@@ -146,8 +146,18 @@ def _score(
     return scores, seconds
 
 
+def _metrics(scores: Scores) -> dict[str, float | None]:
+    """lm-eval's; a free-text answer's exact match is also the accuracy, as which it is compared."""
+    match = {
+        name: scores.metrics[name] for name in scores.metrics if name.startswith("exact_match")
+    }
+    return {**scores.metrics, **{f"acc{name[11:]}": value for name, value in match.items()}}
+
+
 def list_items(task: Task, scores: Scores) -> list[records.Item]:
     """One item a document, in the documents' order."""
+    if task.output_type == "generate_until":
+        return _generated_items(task, scores)
     make = _chosen_item if task.output_type == "multiple_choice" else _read_item
     rows = zip(task.documents, scores.loglikelihoods, scores.num_tokens, strict=True)
     return [make(task, *row) for row in rows]
@@ -167,6 +177,23 @@ def _chosen_item(
         choice_nll=_log_sum_exp(loglikelihoods) - loglikelihoods[target],
         num_tokens=num_tokens[target],
     )
+
+
+def _generated_items(task: Task, scores: Scores) -> list[records.Item]:
+    rows = zip(task.documents, scores.generated, scores.loglikelihoods, scores.num_tokens,
+               strict=True)  # fmt: skip
+    return [
+        records.Item(
+            doc_hash=identity.hash_json(document),
+            target=document[task.config["doc_to_target"]],
+            prediction=text,
+            correct=correct,
+            nll=-loglikelihood,
+            choice_nll=None,
+            num_tokens=num_tokens,
+        )
+        for document, (text, correct), (loglikelihood,), (num_tokens,) in rows
+    ]
 
 
 def _read_item(
@@ -204,7 +231,7 @@ def summarize_items(items: Sequence[records.Item]) -> dict[str, float | int | No
 
     `nll` is of the target under the whole vocabulary, `choice_nll` of its share among the choices.
     """
-    nll, nll_stderr = tasks.mean_and_stderr([item.nll for item in items])
+    nll, nll_stderr = tasks.mean_and_stderr([item.nll for item in items if item.nll is not None])
     summary: dict[str, float | int | None] = {"nll": nll, "nll_stderr": nll_stderr}
     among = [item.choice_nll for item in items if item.choice_nll is not None]
     if among:
@@ -227,7 +254,10 @@ def _describe_task(
         "prompt": task.config["doc_to_text"],
         "num_forward_rows": scores.num_forward_rows,
     }
-    if task.name == tasks.TRAINED:
+    if task.output_type == "generate_until":
+        described["generation"] = task.config["generation_kwargs"]
+        described["metrics"] = task.config["metric_list"]
+    elif task.name == tasks.TRAINED:
         choices, _ = _choices_of(task, task.documents[0])
         described["num_choices"] = len(choices)
         described["num_one_token_choices"] = prompts.count_one_token(

@@ -17,12 +17,14 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import redirect_stderr
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import torch
 from datasets import Dataset
+from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
@@ -46,11 +48,13 @@ class Scores:
     metrics: dict[str, float | None]
     """Under lm-eval's names, without the filter's; null where it gives none."""
     loglikelihoods: list[list[float]]
-    """For each document, of each choice; or of the whole text alone. In nats."""
+    """For each document, of each choice; or of the reference or the whole text alone. In nats."""
     num_tokens: list[list[int]]
     """Tokens that each log-likelihood sums over."""
     num_forward_rows: int
     """Rows that went through the model: one a document where labels are one token."""
+    generated: list[tuple[str, bool]]
+    """For each document, its free-text answer and whether that is right; else empty."""
 
 
 class Scorer(HFLM):  # type: ignore[misc]
@@ -72,16 +76,62 @@ class Scorer(HFLM):  # type: ignore[misc]
         before = self.num_forward_rows
         found = evaluate(self, {"tasks": {task.name: _Task(task)}}, log_samples=True)
         samples = sorted(found["samples"][task.name], key=lambda sample: int(sample["doc_id"]))
+        free_text = task.output_type == "generate_until"
+        likelihoods, counts = (
+            self._score_references(task) if free_text else self._score_samples(samples)
+        )
         return Scores(
             {
                 name.partition(",")[0]: value if isinstance(value, float) else None
                 for name, value in found["results"][task.name].items()
                 if "," in name
             },
+            likelihoods,
+            counts,
+            self.num_forward_rows - before,
+            [(sample["resps"][0][0], bool(sample["exact_match"] == 1.0)) for sample in samples]
+            if free_text
+            else [],
+        )
+
+    def _score_samples(self, samples: Any) -> tuple[list[list[float]], list[list[int]]]:
+        return (
             [[_loglikelihood(answer[0]) for answer in sample["resps"]] for sample in samples],
             [[self._count(*strings) for strings in sample["arguments"]] for sample in samples],
-            self.num_forward_rows - before,
         )
+
+    def _score_references(self, task: Task) -> tuple[list[list[float]], list[list[int]]]:
+        """Log-likelihood and tokens of each document's own answer, as if it were a single choice.
+
+        A generated answer is right or wrong; how far off a wrong one is, only this tells.
+        """
+        keys = (task.config["doc_to_text"], task.config["doc_to_target"])
+        pairs = [(document[keys[0]], document[keys[1]]) for document in task.documents]
+        requests = [
+            Instance("loglikelihood", document, pair, 0, (task.name, number, 1))
+            for number, (document, pair) in enumerate(zip(task.documents, pairs, strict=True))
+        ]
+        scored = self.loglikelihood(requests)
+        return [[value] for value, _ in scored], [[self._count(*pair)] for pair in pairs]
+
+    def generate_until(self, requests: Any, disable_tqdm: bool = True) -> list[str]:
+        longest = max((self.tok_encode(request.args[0]) for request in requests), key=len)
+        room = requests[0].args[1]["max_gen_toks"]
+        if len(longest) + room > self.max_length:
+            raise UserError(
+                f"an evaluated prompt of {len(longest)} tokens and `data.task.max_new_tokens` "
+                f"({room}) are more than the model takes, {self.max_length}: lower it, or leave "
+                "such rows out"
+            )
+        with progress(f"evaluate {requests[0].task_name}", len(requests), "answers") as self._shown:
+            return list(super().generate_until(requests, disable_tqdm=True))
+
+    def _model_generate(self, context: torch.Tensor, *given: Any, **options: Any) -> torch.Tensor:
+        generated: torch.Tensor = super()._model_generate(context, *given, **options)
+        self.num_forward_rows += len(context)
+        if self._shown is not None:
+            self._shown.advance(len(context))
+        return generated
 
     def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         with progress(f"evaluate {requests[0].task_name}", len(requests), "choices") as self._shown:
@@ -167,7 +217,7 @@ class _Task(ConfigurableTask):  # type: ignore[misc]
 
     def __init__(self, task: Task) -> None:
         self._documents = task.documents
-        super().__init__(config=dict(task.config))
+        super().__init__(config=deepcopy(task.config))  # lm-eval writes into it
 
     def download(self, dataset_kwargs: Any = None, **_: Any) -> None:
         self.dataset = {"test": Dataset.from_list(self._documents)}

@@ -17,7 +17,9 @@ from typing import Any
 
 import torch
 
-from bitrank import adapters, batches, identity, models, paths, prompts, weights
+from bitrank import adapters, batches, conversations, identity, models, paths, prompts, weights
+from bitrank.config import DataConfig
+from bitrank.data_config import ChatFormat
 from bitrank.errors import UserError
 
 PARTS = {
@@ -62,6 +64,20 @@ def complete_prompt(text: str, template: str) -> str:
     if text.startswith(before) and text.endswith(after) and before + after:
         return text
     return prompts.fill(template, {fields[0]: text}, "the prompt")
+
+
+def make_prompt(text: str, config: DataConfig, tokenizer: Path = paths.TOKENIZER) -> str:
+    """`text` as the training rows were: in `data.prompt`, and in the chat template if they were.
+
+    Raises:
+        UserError: the text is empty, or there is no tokenizer yet.
+    """
+    asked = complete_prompt(text, config.prompt or "{text}")
+    if not isinstance(config.format, ChatFormat):
+        return asked
+    if not tokenizer.is_dir():
+        raise UserError(f"{tokenizer} does not exist; `dvc repro fetch` makes it")
+    return conversations.ask(models.load_tokenizer(tokenizer), config.format.system, asked)
 
 
 def read_choices(prepared: Path = paths.PREPARED) -> list[str]:

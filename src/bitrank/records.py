@@ -47,10 +47,11 @@ class Item:
     """sha256 of the document's canonical JSON."""
     target: str
     prediction: str | None
-    """The choice with the highest log-likelihood; null where there is no choice to make."""
+    """The choice with the highest log-likelihood, or the text that was generated; null where there
+    is nothing to answer."""
     correct: bool | None
-    nll: float
-    """-log p(target | prompt) over the whole vocabulary."""
+    nll: float | None
+    """-log p(target | prompt) over the whole vocabulary; null where what answers has none."""
     choice_nll: float | None
     """-log of the target's share among the choices."""
     num_tokens: int | None

@@ -141,10 +141,10 @@ def _forgetting(run: Run) -> Section:
 
 def _scores(run: Run) -> list[Figure]:
     bars = []
-    for subject, label in run_tables.LABELS.items():
+    for subject in run_tables.LABELS:
         value, stderr = (run.score(subject, TASK, key) for key in ("acc", "acc_stderr"))
         if value is not None:
-            short = label.removesuffix(" + logistic regression")
+            short = run_tables.label_of(run, subject).removesuffix(" + logistic regression")
             bars.append(figures.Bar(short, value, stderr, subject == CONTROL))
     share = run.find("prepare", "result", "majority_share")
     if bars and share is not None:

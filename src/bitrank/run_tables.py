@@ -96,18 +96,26 @@ def score_cell(run: Run, subject: str, task: str, metric: str) -> Cell:
     return show(value) if metric.endswith(_WITHOUT_ERROR) else measured(value, stderr)
 
 
+def label_of(run: Run, subject: str) -> str:
+    """What a subject is called; a bag of words classifies, or copies the answer of a neighbour."""
+    classifier = run.find("control", "treatment", "classifier")
+    told = subject == CONTROL and classifier is not None
+    return f"TF-IDF + {classifier}" if told else LABELS[subject]
+
+
 def scores_table(run: Run) -> Table:
     """The four subjects on the trained task, with the controls beside them."""
     none = Cell(NOT_APPLICABLE)
+    free_text = run.find("prepare", "treatment", "task", "kind") == "generation"
     rows = [
         [
-            text(label),
+            text(label_of(run, subject)),
             score_cell(run, subject, TASK, "acc"),
             none if subject == CONTROL else score_cell(run, subject, TASK, "nll"),
-            score_cell(run, subject, TASK, "choice_nll"),
+            none if free_text else score_cell(run, subject, TASK, "choice_nll"),
             score_cell(run, subject, TASK, "num_items"),
         ]
-        for subject, label in LABELS.items()
+        for subject in LABELS
     ]
     share = look_up(run, "prepare", "result", "majority_share", kind="plain")
     test_rows = look_up(run, "prepare", "result", "splits", "test", "num_rows")
@@ -125,7 +133,8 @@ def scores_table(run: Run) -> Table:
         rows=rows,
         notes=[
             "Mean ± standard error over the test items. NLL: −log p of the right answer over the "
-            "whole vocabulary. Choice NLL: −log of its share among the choices.",
+            "whole vocabulary. Choice NLL: −log of its share among the choices. Accuracy of free "
+            "text: the share of exact matches.",
             *_chance(run),
         ],
     )

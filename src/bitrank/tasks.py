@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,12 +33,12 @@ class Task:
 
     @property
     def output_type(self) -> str:
-        """`multiple_choice` or `loglikelihood_rolling`."""
+        """`multiple_choice`, `generate_until` or `loglikelihood_rolling`."""
         return str(self.config["output_type"])
 
 
 def trained_task(prepared: Path) -> Task:
-    """The test split; each row's answer is chosen among all answers.
+    """The test split: each row's answer is chosen among all answers, or generated.
 
     An answer brings its own leading space and nothing is put before it, so the model reads the
     tokens of `prompt + answer`, which it was trained on. White space at the end of a prompt is
@@ -47,6 +48,9 @@ def trained_task(prepared: Path) -> Task:
         UserError: a file of the `prepare` stage is missing.
     """
     documents = records.read_jsonl(paths.split("test", prepared))
+    generation = read_generation(prepared)
+    if generation is not None:
+        return Task(TRAINED, documents, {**_generating(generation), "task": TRAINED, **_ROW})
     choices = prepared / "choices.json"
     if not choices.is_file():
         raise UserError(f"{choices} does not exist; `dvc repro prepare` makes it")
@@ -56,12 +60,34 @@ def trained_task(prepared: Path) -> Task:
         {
             **_choosing("acc"),
             "task": TRAINED,
-            "doc_to_text": "prompt",
-            "doc_to_target": "answer",
+            **_ROW,
             "doc_to_choice": json.loads(choices.read_text(encoding="utf-8")),
-            "target_delimiter": "",
         },
     )
+
+
+@dataclass(frozen=True)
+class FreeText:
+    """How the free-text answers of the trained task are generated and compared."""
+
+    stop: list[str]
+    """Texts that end an answer, beside the end token."""
+    max_new_tokens: int
+    ignore: list[str]
+    """Regular expressions whose matches do not count in a comparison."""
+
+
+def read_generation(prepared: Path) -> FreeText | None:
+    """How free text is asked for; null where the trained task is to choose."""
+    file = prepared / "generation.json"
+    return FreeText(**json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+
+
+def same_answer(answer: str, reference: str, ignore: Sequence[str]) -> bool:
+    """Whether lm-eval's `exact_match` holds, for answers that lm-eval does not see."""
+    for pattern in (*ignore, *_OUTER_SPACE):
+        answer, reference = re.sub(pattern, "", answer), re.sub(pattern, "", reference)
+    return answer == reference
 
 
 def benchmark_tasks(pins: Sequence[Benchmark], folder: Path) -> list[Task]:
@@ -87,6 +113,36 @@ def _choosing(*metrics: str) -> dict[str, Any]:
         "num_fewshot": 0,
         "output_type": "multiple_choice",
         "metric_list": means,
+    }
+
+
+_ROW = {"doc_to_text": "prompt", "doc_to_target": "answer", "target_delimiter": ""}
+"""Keys of the prepared rows."""
+_OUTER_SPACE = (r"^\s+", r"\s+$")
+"""Tokenizers differ in whether they give back the space before the first word."""
+
+
+def _generating(asked: FreeText) -> dict[str, Any]:
+    return {
+        "test_split": "test",
+        "num_fewshot": 0,
+        "output_type": "generate_until",
+        "generation_kwargs": {
+            "until": asked.stop,
+            "max_gen_toks": asked.max_new_tokens,
+            "do_sample": False,
+            # A model may bring settings of its own, which would make it another one.
+            "repetition_penalty": 1.0,
+            "no_repeat_ngram_size": 0,
+        },
+        "metric_list": [
+            {
+                "metric": "exact_match",
+                "aggregation": "mean",
+                "higher_is_better": True,
+                "regexes_to_ignore": [*asked.ignore, *_OUTER_SPACE],
+            }
+        ],
     }
 
 
