@@ -31,8 +31,8 @@ def load(rows: CsvRows, downloads: Path) -> Loaded:
         where = f"{rows.path}:{number}"
         if len(cells) != len(names):
             raise UserError(
-                f"{where}: {len(cells)} cells, the first line names {len(names)} columns; put a "
-                f"cell that holds {rows.delimiter!r} between quotes"
+                f"{where}: {len(cells)} cells, the first line names {len(names)} columns; add what "
+                f"is missing, or put a cell that holds {rows.delimiter!r} between quotes"
             )
         return make_row(dict(zip(names, cells, strict=True)), where, rows.group_field)
 
