@@ -43,4 +43,4 @@ ui: $(INSTALLED) ## the MLflow UI on this project's runs, on 127.0.0.1
 
 clean: ## remove artifacts, caches and .venv; records and dvc.lock stay
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .dvc/cache .dvc/tmp src/*.egg-info
-	find data -mindepth 1 -maxdepth 1 ! -name results ! -name README.md -exec rm -rf {} +
+	find data -mindepth 1 -maxdepth 1 ! -name results ! -name examples ! -name README.md -exec rm -rf {} +
