@@ -48,7 +48,8 @@ def run(
             return whole(*arguments)
 
         monkeypatch.setattr(batches, "supervised_loss", counted)
-        point = compose(*STEPS, *overrides)
+        full = "adapter=full" in overrides
+        point = compose(*(STEPS[:1] if full else STEPS), *overrides)
         try:
             return training.train_adapter(
                 point.train, point.adapter, point.precision, point.seeds, point.runtime, point.data,
@@ -77,6 +78,26 @@ def test_killed_and_resumed_equals_uninterrupted(
     finished = (stop_at - 1) // 2
     assert parts.observation["resumed_at_steps"] == ([finished] if finished else [])
     assert not list((tmp_path / "kept").iterdir()), "an ended training leaves no checkpoint"
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("precision=fp32", "adapter=full", "train.learning_rate=1e-3"),
+        ("adapter.use_dora=true",),
+        ("train.optimizer=adamw_8bit", "adapter.rank=64"),
+        ("train.gradient_checkpointing=true",),
+        ("train.early_stopping_patience=1", "train.validation_steps=1", "train.learning_rate=0.3"),
+    ],
+)
+def test_every_way_of_training_is_resumed(overrides: tuple[str, ...], run: Run) -> None:
+    whole = run(*overrides, name="whole")
+    stop_at = 2 * whole.treatment["num_steps"] - 1  # in the last step
+    with pytest.raises(Killed):
+        run(*overrides, name="parts", stop_at=stop_at)
+    parts = run(*overrides, name="parts")
+    assert parts.observation["resumed_at_steps"]
+    assert parts.result == whole.result
 
 
 def test_a_training_may_be_killed_more_than_once(run: Run) -> None:

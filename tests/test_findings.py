@@ -146,3 +146,10 @@ def test_hardware_is_the_device_that_was_used(run: Run) -> None:
     assert findings.describe_hardware(found, "measure") == "Example GPU (80.00 GiB)"
     nothing = Run(records={}, items={})
     assert "unknown" in findings.describe_hardware(nothing, "measure")
+
+
+def test_full_fine_tuning_has_no_rank(run: Run) -> None:
+    live = {**fake_run.PLAIN, "name": "fp32", "quant_types": []}
+    changes = {"precision": live, "adapter": {"method": "full"}}
+    found = changed(run, "train", "treatment", changes)
+    assert findings.describe_method(found) == "Full fine-tuning (fp32)"

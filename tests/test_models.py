@@ -44,6 +44,22 @@ def test_block_size_is_kept_and_larger_blocks_lose_more(
     assert other.result["bits_per_quantized_weight"] < record.result["bits_per_quantized_weight"]
 
 
+@pytest.mark.parametrize("storage", ["float32", "bfloat16"])
+def test_codes_are_the_same_bits_in_another_type(
+    storage: str, original: Path, quantized: Callable[[str], Path],
+    tmp_path: Path, compose: Callable[..., config.RunConfig],
+) -> None:  # fmt: skip
+    """FSDP cuts up floating-point weights only: the codes are then kept as such, and reload."""
+    run = compose(f"precision.quant_storage={storage}")
+    record = quantization.quantize_base(run.precision, run.runtime, original, tmp_path / "q")
+    held = record.treatment["precision"]["stored_elements_by_dtype"]
+    assert "uint8" not in held
+    assert held[storage] > 0
+    stored, usual = (models.load_model(f, CPU) for f in (tmp_path / "q", quantized("nf4")))
+    with torch.no_grad():
+        assert torch.equal(stored(TOKENS).logits, usual(TOKENS).logits)
+
+
 def test_double_quantization_holds_the_scales_in_fewer_bits(
     original: Path, tmp_path: Path, compose: Callable[..., config.RunConfig]
 ) -> None:

@@ -59,7 +59,7 @@ class Checkpoints:
             state = _read_state(folder)
             if state is not None:
                 return folder, state
-            shutil.rmtree(folder)
+            shutil.rmtree(folder, ignore_errors=True)  # another process may have been faster
         return None
 
     def discard(self, step: int) -> None:

@@ -18,6 +18,7 @@ from bitrank import schema
 from bitrank.data_config import DataConfig as DataConfig
 from bitrank.errors import ConfigError, UserError
 from bitrank.pins import Benchmark, Faults, HubModel, LocalModel, PypiModel, TinyModel
+from bitrank.tuning import AdapterConfig, FullAdapter, TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,9 @@ class PrecisionConfig:
     """Quantize the block scales too (4-bit types only)."""
     block_size: int | None
     """Weights that share one scale (4-bit types only)."""
+    quant_storage: Literal["uint8", "float32", "bfloat16", "float16"] | None
+    """Type that the packed codes are kept as, whose bits they are (4-bit types only). FSDP cuts up
+    a block's weights only where all have one floating-point type: there it is `weight_dtype`."""
     weight_dtype: Literal["float32", "bfloat16", "float16"]
     """Type of everything that is not quantized: embeddings, norms, output layer."""
     compute_dtype: Literal["float32", "bfloat16", "float16"]
@@ -51,60 +55,12 @@ class PrecisionConfig:
             yield "double_quant", "applies to fp4 and nf4 only"
         if four_bit != (self.block_size is not None):
             yield "block_size", "must be given for fp4 and nf4, and be null otherwise"
+        if four_bit != (self.quant_storage is not None):
+            yield "quant_storage", "must be given for fp4 and nf4, and be null otherwise"
         if self.block_size is not None and self.block_size not in (32, 64, 128, 256, 512, 1024):
             yield "block_size", f"must be a power of two from 32 to 1024, got {self.block_size}"
         if not four_bit and self.compute_dtype != self.weight_dtype:
             yield "compute_dtype", "must equal `precision.weight_dtype` unless the base is 4-bit"
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdapterConfig:
-    method: Literal["lora"]
-    rank: int
-    alpha_per_rank: float
-    """alpha / rank, the factor of the update: W + (alpha / rank) * B A."""
-    dropout: float
-    target_modules: list[str]
-    """Linear layers that get an adapter, by the end of their name; or ["all-linear"]."""
-
-    def faults(self) -> Faults:
-        if self.rank < 1:
-            yield "rank", f"must be at least 1, got {self.rank}"
-        if self.alpha_per_rank <= 0:
-            yield "alpha_per_rank", f"must be above 0, got {self.alpha_per_rank}"
-        if not 0 <= self.dropout < 1:
-            yield "dropout", f"must be in [0, 1), got {self.dropout}"
-        if not self.target_modules:
-            yield "target_modules", 'must name at least one layer, or be ["all-linear"]'
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    epochs: int
-    learning_rate: float
-    schedule: Literal["linear", "cosine", "constant"]
-    warmup_steps: int
-    weight_decay: float
-    max_grad_norm: float
-    micro_batch_size: int
-    """Rows in one forward pass on one device."""
-    global_batch_size: int
-    """Rows in one optimizer step."""
-    validation_steps: int
-    """Steps between two looks at the validation loss; it is also taken at both ends."""
-
-    def faults(self) -> Faults:
-        for name in ("epochs", "micro_batch_size", "global_batch_size", "validation_steps"):
-            if getattr(self, name) < 1:
-                yield name, f"must be at least 1, got {getattr(self, name)}"
-        for name in ("learning_rate", "max_grad_norm"):
-            if getattr(self, name) <= 0:
-                yield name, f"must be above 0, got {getattr(self, name)}"
-        for name in ("warmup_steps", "weight_decay"):
-            if getattr(self, name) < 0:
-                yield name, f"must not be negative, got {getattr(self, name)}"
-        if self.micro_batch_size > 0 and self.global_batch_size % self.micro_batch_size:
-            yield "global_batch_size", "must be a multiple of `train.micro_batch_size`"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +124,8 @@ class RuntimeConfig:
     device: Literal["cpu", "cuda"]
     threads: int
     """CPU threads of torch: tracked, because it changes the order of floating-point sums."""
+    allow_slow: bool
+    """Compute in a type for which this device has no fast kernels, instead of refusing."""
 
     def faults(self) -> Faults:
         if self.threads < 1:
@@ -196,6 +154,24 @@ class RunConfig:
     seeds: SeedsConfig
     runtime: RuntimeConfig
     tracking: TrackingConfig
+
+    def faults(self) -> Faults:
+        """What two sections say against each other."""
+        if isinstance(self.adapter, FullAdapter):
+            if self.precision.quant_type is not None:
+                yield (
+                    "adapter.method",
+                    f"full trains every weight, which {self.precision.quant_type} weights cannot "
+                    "be: add precision=fp32, or take adapter=lora",
+                )
+            if self.merge.base == "original":
+                yield "merge.base", "must be dequantized: full fine-tuning has no update to add"
+        optimizer, device = self.train.optimizer, self.runtime.device
+        if optimizer.startswith("paged_") and device != "cuda":
+            yield (
+                "train.optimizer",
+                f"{optimizer} needs CUDA, `runtime.device` is {device}: take adamw or adamw_8bit",
+            )
 
 
 def parse(values: object) -> RunConfig:

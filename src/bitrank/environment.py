@@ -7,11 +7,12 @@ import platform
 import random
 import subprocess
 import sys
+import time
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from bitrank import hardware
-from bitrank.config import RuntimeConfig
+from bitrank import hardware, processes
+from bitrank.config import PrecisionConfig, RuntimeConfig
 from bitrank.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,11 +33,20 @@ PACKAGES = (
 )
 
 
-def prepare_runtime(runtime: RuntimeConfig) -> torch.device:
-    """Set threads and deterministic kernels; return the device.
+PROBE_SIZE = 384
+"""Rows of the square matrices that are multiplied to see whether a type is fast."""
+TOO_SLOW = 8.0
+"""Times as long as in fp32: what kernels made for a type never are, and emulation always is."""
+
+
+def prepare_runtime(
+    runtime: RuntimeConfig, precision: PrecisionConfig | None = None
+) -> torch.device:
+    """Set threads and deterministic kernels; return the device, one for each process.
 
     Raises:
-        UserError: the configured device is not there.
+        UserError: the configured device is not there, or it computes in a type of `precision` not
+            at all or unusably slowly.
     """
     import torch  # seconds to import: stages that compute no tensor do without
 
@@ -48,7 +58,48 @@ def prepare_runtime(runtime: RuntimeConfig) -> torch.device:
     torch.use_deterministic_algorithms(True, warn_only=True)
     # It would also fill each new tensor before it is written: 4 % of a step, and nothing reads it.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    return torch.device(runtime.device)
+    device = torch.device(runtime.device)
+    if runtime.device == "cuda" and processes.count() > 1:
+        device = torch.device("cuda", processes.local_rank())
+        torch.cuda.set_device(device)
+    if precision is not None:
+        _check_speed(device, precision, runtime.allow_slow)
+    return device
+
+
+def _check_speed(device: torch.device, precision: PrecisionConfig, allow_slow: bool) -> None:
+    """Raises UserError: no kernel for a configured type, or only one far slower than fp32's."""
+    for key in ("compute_dtype", "weight_dtype"):
+        name = getattr(precision, key)
+        if name == "float32":
+            continue
+        cure = "choose float32 for both types of `precision`, or another device"
+        try:
+            slowdown = time_product(device, name) / time_product(device, "float32")
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"`precision.{key}` is {name}, in which {device.type} cannot compute ({reason}): "
+                f"{cure}"
+            ) from None
+        if slowdown > TOO_SLOW and not allow_slow:
+            raise UserError(
+                f"`precision.{key}` is {name}, in which this {device.type} takes {slowdown:.0f} "
+                f"times as long as in float32: {cure}, or accept it with runtime.allow_slow=true"
+            )
+
+
+def time_product(device: torch.device, dtype: str) -> float:
+    """Seconds of a product of two square matrices in a type, the shortest of three."""
+    import torch
+
+    matrix = torch.ones(PROBE_SIZE, PROBE_SIZE, dtype=getattr(torch, dtype), device=device)
+    seconds = []
+    for _ in range(4):  # the first one prepares
+        start = time.perf_counter()
+        (matrix @ matrix)[0, 0].item()  # which waits for the device
+        seconds.append(time.perf_counter() - start)
+    return min(seconds[1:])
 
 
 def seed_everything(seed: int) -> None:

@@ -43,15 +43,24 @@ ASKED = (
     Fact("weight decay", "train.treatment.optimizer.weight_decay"),
     Fact("largest gradient norm", "train.treatment.optimizer.max_grad_norm"),
     Fact("seeds", "train.treatment.seeds"),
+    Fact(
+        "validations without improvement before stopping", "train.treatment.early_stopping_patience"
+    ),
+    Fact("step whose weights are kept", "train.result.kept_step"),
+    Fact("processes", "train.treatment.num_processes"),
     Fact("device", "train.treatment.device"),
     Fact("threads", "train.treatment.threads"),
 )
 ADAPTER = (
+    Fact("method", "train.treatment.adapter.method"),
     Fact("rank", "train.treatment.adapter.rank"),
-    Fact("scaling (alpha / rank)", "train.treatment.adapter.scaling"),
+    Fact("factor of the update", "train.treatment.adapter.scaling"),
+    Fact("DoRA", "train.treatment.adapter.use_dora"),
+    Fact("rsLoRA", "train.treatment.adapter.use_rslora"),
     Fact("dropout", "train.treatment.adapter.dropout"),
     Fact("adapted layers", "train.treatment.adapter.num_adapted_layers"),
     Fact("their names", "train.treatment.adapter.target_modules"),
+    Fact("their blocks", "train.treatment.adapter.blocks"),
     Fact("type of its weights", "train.treatment.adapter.dtypes"),
     Fact("trainable parameters", "train.result.num_trainable_parameters"),
     Fact("share of all parameters", "train.result.trainable_share"),

@@ -52,6 +52,8 @@ def write_brief(run: Run) -> str:
 def describe_method(run: Run) -> str:
     """Such as "QLoRA (nf4, rank 8)"; LoRA over 4-bit weights is called QLoRA."""
     precision, rank = describe_base(run), run.find("train", "treatment", "adapter", "rank")
+    if run.find("train", "treatment", "adapter", "method") == "full":
+        return f"Full fine-tuning ({precision})"
     name = "QLoRA" if precision in FOUR_BIT else "LoRA"
     return f"{name} ({precision}, rank {format_value(rank)})"
 

@@ -34,19 +34,19 @@ from bitrank import (
     models,
     paths,
     records,
+    steps,
     weights,
     workload,
 )
 from bitrank.config import (
-    AdapterConfig,
     DataConfig,
     MeasureConfig,
     PrecisionConfig,
     RuntimeConfig,
-    TrainConfig,
 )
 from bitrank.errors import UserError
 from bitrank.progress import Progress, progress
+from bitrank.tuning import AdapterConfig, TrainConfig
 from bitrank.workload import GlobalBatch, TrainStep
 
 LOG = logging.getLogger(__name__)
@@ -65,8 +65,10 @@ MFU = (
     "achieved / ceiling; achieved = 4 (N t + H s): forward pass and gradient of the activations "
     "are 2 operations a weight and token each, a frozen weight has no gradient; N weights of the "
     "linear layers in the blocks, t non-padding tokens a second, H weights of the output layer, s "
-    "supervised tokens a second; adapter and attention scores are left out; ceiling = the fastest "
-    "square matrix product of one second on this machine, in the compute type"
+    "supervised tokens a second; full fine-tuning has that gradient too: 6 for 4; blocks below the "
+    "lowest adapter are not gone back through: 2 for 4; adapter, attention scores and what "
+    "checkpointing computes anew are left out; ceiling = the fastest square matrix product of one "
+    "second on this machine, in the compute type"
 )
 
 
@@ -86,22 +88,23 @@ def measure_training_and_inference(
         UserError: the base is not held as configured, a target layer is unknown, an answer does
             not fit, or `measure` asks for more tokens than the base has positions.
     """
-    device = environment.prepare_runtime(runtime)
+    device = environment.prepare_runtime(runtime, precision)
     after_import = meters.process_memory()["resident_bytes"]
     with exclusive_device(device.type):
         with meters.ProcessMeter(after_import) as loading:
             base = weights.load_base(base_folder, precision, device)
-        _check_positions(base, config)
+        room = data_config.max_sequence_tokens
+        _check_positions(base, config, room)
+        steps.keep_activations(base, train)
         tokenizer = models.load_tokenizer(base_folder)
-        split = paths.split("train", prepared)
-        rows = data.encode_split(split, tokenizer, data_config.max_sequence_tokens)
+        rows = data.encode_split(paths.split("train", prepared), tokenizer, room)
         model = adapters.attach_adapter(base, adapter, workload.SEED)
         drawn = workload.draw_batches(rows, train, tokenizer)
         parts = config.warmup_steps + config.steps + 3 + len(decoding.BATCHES)
         with progress("measure", parts, "parts") as shown:
             with meters.ProcessMeter(after_import) as training:
                 result, trained = _measure_training(TrainStep(model, train), drawn, config, shown)
-            used = _compare_with_ceiling(base, trained["train_speed"], precision)
+            used = _compare_with_ceiling(base, model, trained["train_speed"], precision)
             shown.advance(done="matrix products")
             prompt = decoding.draw_prompt(rows, config.prompt_tokens, device)
             inference = _measure_inference(model, prompt, config, shown)
@@ -111,7 +114,7 @@ def measure_training_and_inference(
         treatment={
             "base_hash": identity.hash_weights(base_folder),
             "precision": {"name": precision.name, **weights.describe_precision(base)},
-            "adapter": {**adapters.describe_adapter(model), "dropout": adapter.dropout},
+            "adapter": {**adapters.describe_adapter(model), **adapters.describe_setting(adapter)},
             "num_rows": len(rows),
             **_describe_setting(base, train),
             **vars(config),
@@ -136,13 +139,17 @@ def _describe_setting(base: PreTrainedModel, train: TrainConfig) -> dict[str, An
     return {
         "micro_batch_size": train.micro_batch_size,
         "global_batch_size": train.global_batch_size,
+        "optimizer": train.optimizer,
         "gradient_checkpointing": bool(base.is_activation_checkpointing),
         "device": base.device.type,
         "threads": torch.get_num_threads(),
     }
 
 
-def _check_positions(base: PreTrainedModel, config: MeasureConfig) -> None:
+def _check_positions(
+    base: PreTrainedModel, config: MeasureConfig, max_sequence_tokens: int
+) -> None:
+    models.check_positions(base, max_sequence_tokens)
     room = getattr(base.config, "max_position_embeddings", None)
     wanted = config.prompt_tokens + decoding.WARMUP + config.decode_tokens
     if room is not None and wanted > room:
@@ -215,7 +222,8 @@ def meter_memory(
     The optimizer's state must exist: an earlier step makes it.
     """
     meter = meters.TensorMeter()
-    meter.register("adapter", step.trainable)
+    named = step.model.named_parameters()
+    meter.register("adapter", [held for name, held in named if weights.ADAPTER in name])
     meter.register("optimizer", meters.reachable_tensors(step.optimizer.state))
     meter.register("weights", meters.reachable_tensors(step.model))
     meter.register(meters.REST, meters.reachable_tensors(batch.micro))
@@ -232,16 +240,29 @@ def meter_memory(
     return memory, cuda.peaks
 
 
+def _count_operations(
+    base: PreTrainedModel, model: torch.nn.Module, speed: dict[str, Any]
+) -> float:
+    """Operations a second, as `MFU` defines them."""
+    live = adapters.describe_adapter(model)
+    factor = 6 if live["method"] == "full" else 4
+    lowest = min(live.get("blocks", []), default=0)
+    blocks = 0
+    for name, layer in weights.linear_layers(base).items():
+        block = adapters.block_of(name)
+        passed = block is None or block >= lowest
+        blocks += (factor if passed else 2) * layer.in_features * layer.out_features
+    head = factor * base.get_output_embeddings().weight.numel()
+    return float(blocks * speed["tokens_per_second"] + head * speed["supervised_tokens_per_second"])
+
+
 def _compare_with_ceiling(
-    base: PreTrainedModel, speed: dict[str, Any], precision: PrecisionConfig
+    base: PreTrainedModel,
+    model: torch.nn.Module,
+    speed: dict[str, Any],
+    precision: PrecisionConfig,
 ) -> dict[str, Any]:
-    blocks = sum(
-        layer.in_features * layer.out_features for layer in weights.linear_layers(base).values()
-    )
-    head = base.get_output_embeddings().weight.numel()
-    achieved = 4 * (
-        blocks * speed["tokens_per_second"] + head * speed["supervised_tokens_per_second"]
-    )
+    achieved = _count_operations(base, model, speed)
     ceiling = meters.measure_ceiling(base.device, getattr(torch, precision.compute_dtype))
     return {
         "mfu": achieved / ceiling,

@@ -1,8 +1,9 @@
 """The `merge` stage: adapter and base become one plain model.
 
 The default adds the update to the dequantized weights, dq(W4) + (alpha / rank) * B A: the function
-that was trained. Sums are in fp32 and cast last. Merging back into 4 bits is not offered: the
-update is far below the quantization step and would be rounded away.
+that was trained; with DoRA the rows of the sum are then brought to their trained lengths. Sums are
+in fp32 and cast last. Merging back into 4 bits is not offered: the update is far below the
+quantization step and would be rounded away.
 """
 
 from __future__ import annotations
@@ -14,7 +15,17 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bitrank import adapters, data, environment, identity, models, paths, records, weights
+from bitrank import (
+    adapters,
+    data,
+    environment,
+    full_tuning,
+    identity,
+    models,
+    paths,
+    records,
+    weights,
+)
 from bitrank.artifacts import whole_folder
 from bitrank.config import MergeConfig, RuntimeConfig
 from bitrank.errors import UserError
@@ -50,7 +61,7 @@ def merge_adapter(
     num_layers = _add_updates(merged, tuned)
     merged = merged.to(getattr(torch, config.dtype))
     check = _compare(tuned, merged, tokenizer, _prompts(prepared, config.check_items))
-    exact = config.base == "dequantized" and config.dtype == "float32"
+    exact = config.base == "dequantized" and config.dtype == "float32" and _is_float32(tuned)
     if exact and check["largest_logit_difference"] > TOLERANCE:
         raise RuntimeError(f"the merged model differs from base and adapter: {check}")
     with whole_folder(target) as folder:
@@ -81,13 +92,25 @@ def _check_rows(adapter: Path, prepared: Path) -> None:
         raise UserError(f"{adapter} was trained on other rows than {prepared}: run `dvc repro`")
 
 
+def _is_float32(tuned: Any) -> bool:
+    """Whether base and adapter compute in fp32 throughout."""
+    held = weights.describe_precision(tuned)
+    plain = {p.dtype for p in tuned.parameters() if p.is_floating_point()}
+    return plain == {torch.float32} and set(held["compute_dtypes"]) <= {"float32"}
+
+
 def _add_updates(merged: PreTrainedModel, tuned: Any) -> int:
-    """Add each adapted layer's update to the plain layer of the same name; return how many."""
+    """Add each adapted layer's update to the plain layer of the same name; return how many.
+
+    Full fine-tuning has no updates: all its weights take the place of the base's.
+    """
+    if isinstance(tuned, PreTrainedModel):
+        return full_tuning.copy_weights(tuned, merged)
     layers = weights.linear_layers(merged)
     count = 0
     for name, adapted in adapters.lora_layers(tuned):
         weight = layers[name].weight
-        weight.data = (weight.data.float() + adapters.delta(adapted)).to(weight.dtype)
+        weight.data = adapters.merged_weight(adapted, weight.data.float()).to(weight.dtype)
         count += 1
     return count
 

@@ -6,10 +6,12 @@ Attention is always computed by torch's `scaled_dot_product_attention`.
 
 from __future__ import annotations
 
+import inspect
+import json
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from functools import lru_cache
 from io import StringIO
@@ -18,6 +20,7 @@ from typing import cast
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import (
@@ -29,6 +32,8 @@ from transformers import (
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
+
+from bitrank.errors import UserError
 
 ATTENTION = "sdpa"
 # Bars and one line for each int8 product would drown our own progress.
@@ -63,6 +68,54 @@ def load_model(
     return frozen(model)
 
 
+def load_checkpoint(folder: Path, key: str) -> PreTrainedModel:
+    """A model that others have saved, checked for what the pipeline relies on.
+
+    `key` is the configuration's name for where it comes from, for the messages.
+
+    Raises:
+        UserError: weights that are pickled, quantized or of no floating-point type of ours, a class
+            that transformers does not have, or one that computes all logits only.
+    """
+    if not list(folder.glob("*.safetensors")):
+        raise UserError(f"`{key}`: {no_safetensors(p.name for p in folder.iterdir())}")
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if held := settings.get("quantization_config"):
+        raise UserError(
+            f"`{key}`: the weights are quantized already ({held.get('quant_method')}): take the "
+            "original ones; `precision` quantizes them"
+        )
+    try:
+        model = load_model(folder, keep_dtype=True)
+    except (ValueError, ImportError, OSError, SafetensorError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(
+            f"`{key}`: transformers {transformers.__version__} cannot load it without running code "
+            f"from its folder: {reason[0]}"
+        ) from error
+    dtype = model.get_input_embeddings().weight.dtype
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise UserError(f"`{key}`: weights are {dtype}; take float32, bfloat16 or float16 ones")
+    if "logits_to_keep" not in inspect.signature(type(model).forward).parameters:
+        raise UserError(
+            f"`{key}`: {type(model).__name__} computes logits at all positions only; take a model "
+            "whose forward pass has `logits_to_keep`, such as Llama, Qwen2, Mistral or Falcon"
+        )
+    return model
+
+
+def no_safetensors(names: Iterable[str]) -> str:
+    """What to do about a folder without safetensors, whose files have these names."""
+    pickles = sorted(n for n in names if n.endswith((".bin", ".pt", ".pth", ".ckpt")))
+    if not pickles:
+        return "there are no *.safetensors weights"
+    return (
+        f"there are no *.safetensors weights; {', '.join(pickles)} is a pickle, which can run "
+        "code. Where you trust it, convert it: `AutoModelForCausalLM.from_pretrained(here)"
+        ".save_pretrained(there)`, the tokenizer likewise, then model=local model.source.path=there"
+    )
+
+
 def load_gguf(file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A GGUF checkpoint dequantized to fp32, with nothing left of its quantized past."""
     where = {"gguf_file": file.name, "local_files_only": True}
@@ -78,6 +131,16 @@ def load_gguf(file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     return frozen(model), tokenizer
+
+
+def check_positions(model: PreTrainedModel, max_sequence_tokens: int) -> None:
+    """Raises UserError: rows may be longer than what the model was made for."""
+    room = getattr(model.config, "max_position_embeddings", None)
+    if room is not None and max_sequence_tokens > room:
+        raise UserError(
+            f"`data.max_sequence_tokens` is {max_sequence_tokens}, but the base has {room} "
+            "positions: lower it, or take a base with a longer context"
+        )
 
 
 def weight_bytes(folder: Path) -> int:

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
+from bitrank import processes
+
 SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -20,7 +22,8 @@ class Progress:
         self._done = self._before = done
         self._start = self._last_line = time.monotonic()
         self._bar: tqdm[None] | None = None
-        if sys.stderr.isatty():
+        self._shown = processes.is_first()
+        if self._shown and sys.stderr.isatty():
             self._bar = tqdm(total=total, initial=done, desc=title, unit=unit, dynamic_ncols=True)
 
     def advance(self, steps: int = 1, **values: str) -> None:
@@ -31,7 +34,8 @@ class Progress:
             self._bar.update(steps)
             return
         now = time.monotonic()
-        if now - self._last_line >= SECONDS_BETWEEN_LINES or self._done == self._total:
+        due = now - self._last_line >= SECONDS_BETWEEN_LINES or self._done == self._total
+        if self._shown and due:
             self._last_line = now
             print(self._line(now - self._start, values), file=sys.stderr, flush=True)
 

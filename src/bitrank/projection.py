@@ -119,10 +119,11 @@ def project_run(results: Path, params: Path, lock: Path, report: Path) -> Projec
     flat = flatten(values)
     params_hash = _sha256(params.read_bytes())
     precision, rank, seed = (flat.get(k, "?") for k in ("precision.name", "adapter.rank", "seed"))
+    adapted = "full" if flat.get("adapter.method") == "full" else f"r{rank}"
     identity = {"params.sha256": params_hash, "dvc.lock.sha256": lock_hash}
     return Projection(
         key=_hash_json(identity),
-        name=f"{precision}-r{rank}-s{seed}",
+        name=f"{precision}-{adapted}-s{seed}",
         params={key: _shorten(hide_home(text)) for key, text in flat.items()},
         metrics=dict(_metrics(run)),
         curves=dict(_curves(run)),

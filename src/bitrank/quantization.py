@@ -27,10 +27,10 @@ def quantize_base(
     """Write the quantized base (or, at full precision, the base in its configured type).
 
     Raises:
-        UserError: the live model is not held as configured.
+        UserError: the live model is not held as configured, or the device cannot compute so.
         RuntimeError: the checkpoint does not reload to the same logits (a library defect).
     """
-    device = environment.prepare_runtime(runtime)
+    device = environment.prepare_runtime(runtime, precision)
     model = weights.quantize_model(original, precision, device)
     before = models.load_model(original, keep_dtype=True)
     weights.set_block_size(model, before, precision)

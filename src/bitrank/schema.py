@@ -71,18 +71,30 @@ def _convert(hint: Any, value: object, key: str, faults: list[str]) -> object:
 def _convert_union(
     arguments: tuple[Any, ...], value: object, key: str, faults: list[str]
 ) -> object:
-    """`X | None`, or a union of dataclasses that are told apart by their field `kind`."""
+    """`X | None`, a list or a plain value, or dataclasses told apart by a field such as `kind`."""
     members = [argument for argument in arguments if argument is not type(None)]
     if value is None and type(None) in arguments:
         return None
     if len(members) == 1:
         return _convert(members[0], value, key, faults)
-    kinds = {typing.get_args(typing.get_type_hints(m)["kind"])[0]: m for m in members}
-    kind = value.get("kind") if isinstance(value, Mapping) else None
+    if not all(dataclasses.is_dataclass(member) for member in members):
+        if not isinstance(value, list | str):
+            faults.append(f"`{key}` must be a list or text, got {value!r}")
+            return None
+        fits = [m for m in members if (typing.get_origin(m) is list) == isinstance(value, list)]
+        return _convert(fits[0], value, key, faults)
+    hints = [typing.get_type_hints(member) for member in members]
+    tag = next(name for name in hints[0] if all(_is_literal(hint.get(name)) for hint in hints))
+    kinds = {typing.get_args(hint[tag])[0]: m for hint, m in zip(hints, members, strict=True)}
+    kind = value.get(tag) if isinstance(value, Mapping) else None
     if kind not in kinds:
-        faults.append(f"`{key}.kind` must be one of {', '.join(kinds)}, got {kind!r}")
+        faults.append(f"`{key}.{tag}` must be one of {', '.join(kinds)}, got {kind!r}")
         return None
     return build(kinds[kind], value, key, faults)
+
+
+def _is_literal(hint: object) -> bool:
+    return typing.get_origin(hint) is typing.Literal
 
 
 def _convert_scalar(hint: Any, value: object, key: str, faults: list[str]) -> object:

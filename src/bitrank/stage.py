@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bitrank import environment, records
+from bitrank import environment, processes, records
 from bitrank.errors import UserError
 
 FULL_DISK = os.strerror(errno.ENOSPC)
@@ -49,14 +49,40 @@ def importing() -> Iterator[None]:
         _import_seconds += time.perf_counter() - start
 
 
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory")
+"""What torch says on CUDA and on a CPU. Its class on a CPU is a mere RuntimeError."""
+
+
+@contextmanager
+def told_when_out_of_memory() -> Iterator[None]:
+    """Turn what torch and Python raise when memory runs out into a UserError with the cures."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not any(t in str(error) for t in OUT_OF_MEMORY):
+            raise
+        reason = str(error).strip().splitlines()
+        raise UserError(
+            f"out of memory{f' ({reason[0]})' if reason else ''}. In training: lower "
+            "`train.micro_batch_size` (`train.global_batch_size` stays), set "
+            "train.gradient_checkpointing=true, or hold the base in fewer bits (precision=nf4); in "
+            "evaluation: lower `evaluate.batch_size`"
+        ) from error
+
+
 def execute(work: Callable[[], records.Record], path: Path) -> None:
-    """Run `work` and write its record to `path`; exit with status 1 on a user's fault."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    """Run `work` and write its record to `path`; exit with status 1 on a user's fault.
+
+    Of several processes the first one writes: all have the same record.
+    """
+    level = logging.INFO if processes.is_first() else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     # A library's coming changes are for us, who pin its version, not for the person who runs it.
     warnings.simplefilter("ignore", FutureWarning)
     start = time.perf_counter()
     try:
-        record = work()
+        with told_when_out_of_memory():
+            record = work()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
@@ -78,4 +104,5 @@ def execute(work: Callable[[], records.Record], path: Path) -> None:
         "wall_seconds": time.perf_counter() - start,
         "environment": environment.describe(),
     }
-    records.write_record(dataclasses.replace(record, observation=observation), path)
+    if processes.is_first():
+        records.write_record(dataclasses.replace(record, observation=observation), path)

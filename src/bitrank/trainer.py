@@ -28,19 +28,24 @@ from transformers import (
     TrainingArguments,
 )
 
-from bitrank import batches, prompts, weights
+from bitrank import batches, processes, prompts, steps, weights
+from bitrank.arguments import to_arguments
 from bitrank.checkpoints import Checkpoints, Clock
-from bitrank.config import RuntimeConfig, SeedsConfig, TrainConfig
+from bitrank.config import RuntimeConfig, SeedsConfig
+from bitrank.early_stopping import EarlyStopping, best_validation
 from bitrank.errors import UserError
 from bitrank.progress import Progress, progress
+from bitrank.tuning import TrainConfig
 
 LOG = logging.getLogger(__name__)
 
-SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
+TOKENS = ("padded", "non_padding", "supervised")
 
 
 class AdapterTrainer(Trainer):
     """Trainer with our batches and loss; keeps the losses unrounded and counts tokens."""
+
+    optimizer: Any  # None, then ours, then ours as accelerate wraps it
 
     def __init__(
         self,
@@ -53,7 +58,7 @@ class AdapterTrainer(Trainer):
         checkpoints: Checkpoints,
     ) -> None:
         self._config, self._seeds = config, seeds
-        self._rows, self._checkpoints = rows, checkpoints
+        self._rows, self.checkpoints = rows, checkpoints
         pad_id = tokenizer.pad_token_id
         self._pad_id = tokenizer.eos_token_id if pad_id is None else pad_id
         self.tokens: Counter[str] = Counter()
@@ -63,7 +68,7 @@ class AdapterTrainer(Trainer):
         self._clock = Clock()
         super().__init__(
             model=model,
-            args=_to_arguments(config, seeds, runtime, str(checkpoints.folder)),
+            args=to_arguments(config, seeds, runtime, str(checkpoints.folder)),
             train_dataset=rows["train"],
             data_collator=lambda picked: batches.collate(picked, self._pad_id),
         )
@@ -83,23 +88,28 @@ class AdapterTrainer(Trainer):
             UserError: a loss that is no number.
             KeyboardInterrupt: the person's, with the step after which the next run goes on.
         """
-        found = self._checkpoints.newest()
+        found = self.checkpoints.newest()
         if found is not None:
             self._restore(found[1])
         with ExitStack() as shown:
             self.add_callback(_Watch(self, shown))
+            if self._config.early_stopping_patience is not None:  # after what it looks at
+                patience = self._config.early_stopping_patience
+                self.add_callback(EarlyStopping(patience, self.validations))
             self._clock.start()
             try:
                 self.train(resume_from_checkpoint=None if found is None else str(found[0]))
             except KeyboardInterrupt:
-                kept = self._checkpoints.newest()
+                kept = self.checkpoints.newest()
                 step = 0 if kept is None else kept[1]["losses"][-1]["step"]
                 raise KeyboardInterrupt(f"the next run goes on after step {step}") from None
         self._clock.stop()
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         self.losses, self.validations = state["losses"], state["validation"]
-        self.tokens, self._clock.before = Counter(state["tokens"]), state["seconds"]
+        # What all processes have counted goes on with the first one's.
+        self.tokens = Counter(state["tokens"] if processes.is_first() else {})
+        self._clock.before = state["seconds"]
         self.resumed_at_steps = [*state["resumed_at_steps"], self.losses[-1]["step"]]
         LOG.info("train: going on after step %d of an interrupted run", self.resumed_at_steps[-1])
 
@@ -115,10 +125,10 @@ class AdapterTrainer(Trainer):
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                self._checkpoints.seal(step, state)
+                self.checkpoints.seal(step, state)
         except (OSError, RuntimeError, SafetensorError) as error:
             LOG.warning("train: no checkpoint at step %d, training goes on: %s", step, error)
-            self._checkpoints.discard(step)
+            self.checkpoints.discard(step)
         self._clock.note_checkpoint(perf_counter() - start)
 
     def is_checkpoint_due(self) -> bool:
@@ -141,12 +151,29 @@ class AdapterTrainer(Trainer):
         self.validations.append({"step": step, "loss": total / count})
 
     def outcome(self) -> dict[str, Any]:
-        """What the loop saw: losses by step, validation losses, tokens by kind."""
+        """What the loop saw: losses by step, validation losses, tokens by kind on all devices."""
+        best = self._config.early_stopping_patience is not None
+        kept = best_validation(self.validations)["step"] if best else self.state.global_step
         return {
             "losses": self.losses,
             "validation": self.validations,
-            "tokens": dict(self.tokens),
+            "tokens": self._all_tokens(),
+            "kept_step": kept,
         }
+
+    def gathered_weights(self) -> dict[str, torch.Tensor] | None:
+        """All weights on the first process, where each has only a part of them (FSDP).
+
+        None where every process has the whole model. To be called by all of them.
+        """
+        if not self.is_fsdp_enabled:
+            return None
+        state: dict[str, torch.Tensor] = self.accelerator.get_state_dict(self.model_wrapped)
+        return state
+
+    def wait_for_all(self) -> None:
+        """Return when every process has come here."""
+        self.accelerator.wait_for_everyone()
 
     def speed(self) -> float:
         """Non-padding tokens per second, so far."""
@@ -178,7 +205,10 @@ class AdapterTrainer(Trainer):
             "micro_batch_size": arguments.per_device_train_batch_size,
             "global_batch_size": config.global_batch_size,
             "gradient_accumulation_steps": arguments.gradient_accumulation_steps,
+            "num_processes": arguments.world_size,
+            "distributed": self.accelerator.distributed_type.value,
             "gradient_checkpointing": bool(self.model.is_activation_checkpointing),
+            "early_stopping_patience": config.early_stopping_patience,
             "seeds": vars(self._seeds),
             "device": arguments.device.type,
             "threads": torch.get_num_threads(),
@@ -192,7 +222,19 @@ class AdapterTrainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
         self.tokens.update(batches.count_tokens(inputs))
-        return batches.supervised_loss(model, inputs, num_items_in_batch)
+        # The targets are those of all processes, whose gradients are then averaged and not summed.
+        loss = batches.supervised_loss(model, inputs, num_items_in_batch)
+        return loss * self.args.world_size if self.args.world_size > 1 else loss
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> Any:
+        if self.optimizer is None:
+            self.optimizer = steps.make_optimizer(model or self.model, self._config)
+        return self.optimizer
+
+    def _all_tokens(self) -> dict[str, int]:
+        counts = torch.tensor([self.tokens[kind] for kind in TOKENS], device=self.args.device)
+        summed = self.accelerator.reduce(counts, "sum").tolist()
+        return dict(zip(TOKENS, summed, strict=True))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> batches.BucketedSampler:
         lengths = [len(row.input_ids) for row in self._rows["train"]]
@@ -247,29 +289,3 @@ class _Watch(TrainerCallback):
         self._shown.advance(loss=f"{loss:.3f}", speed=f"{self._trainer.speed():.0f} tokens/s")
         if step % self._trainer._config.validation_steps == 0 or step == state.max_steps:
             self._trainer.validate(step)
-
-
-def _to_arguments(
-    config: TrainConfig, seeds: SeedsConfig, runtime: RuntimeConfig, scratch: str
-) -> TrainingArguments:
-    return TrainingArguments(
-        output_dir=scratch,
-        num_train_epochs=config.epochs,
-        learning_rate=config.learning_rate,
-        lr_scheduler_type=SCHEDULES[config.schedule],
-        warmup_steps=config.warmup_steps,
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        per_device_train_batch_size=config.micro_batch_size,
-        gradient_accumulation_steps=config.global_batch_size // config.micro_batch_size,
-        optim="adamw_torch",
-        seed=seeds.init,
-        use_cpu=runtime.device == "cpu",
-        dataloader_pin_memory=False,
-        remove_unused_columns=False,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-    )

@@ -7,20 +7,26 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bitrank import adapters, data, environment, identity, models, paths, prompts, records, weights
+from bitrank import (
+    adapters,
+    data,
+    environment,
+    identity,
+    models,
+    paths,
+    processes,
+    prompts,
+    records,
+    steps,
+    weights,
+)
 from bitrank.artifacts import whole_folder
 from bitrank.checkpoints import Checkpoints
-from bitrank.config import (
-    AdapterConfig,
-    DataConfig,
-    PrecisionConfig,
-    RuntimeConfig,
-    SeedsConfig,
-    TrainConfig,
-)
+from bitrank.config import DataConfig, PrecisionConfig, RuntimeConfig, SeedsConfig
 from bitrank.trainer import AdapterTrainer
+from bitrank.tuning import AdapterConfig, TrainConfig
 
 
 def train_adapter(
@@ -38,14 +44,18 @@ def train_adapter(
     """Train and write the adapter; go on where an interrupted run of the same training stopped.
 
     Raises:
-        UserError: a base not held as configured, an unknown layer, a loss that is no number.
+        UserError: a base not held as configured or too short for the rows, an unknown layer, a
+            global batch that the processes cannot share, a loss that is no number.
     """
-    device = environment.prepare_runtime(runtime)
+    device = environment.prepare_runtime(runtime, precision)
     tokenizer = models.load_tokenizer(base_folder)
     rows = _encode(prepared, tokenizer, data_config.max_sequence_tokens)
     base = weights.load_base(base_folder, precision, device)
+    models.check_positions(base, data_config.max_sequence_tokens)
+    steps.keep_activations(base, config)
     model = adapters.attach_adapter(base, adapter, seeds.init)
-    first_weights_hash = adapters.hash_first_weights(model)
+    # Told before training, which may spread the weights over several devices.
+    held, known = _describe_model(model, base, precision, adapter)
     stamp = adapters.Stamp(
         base_hash=identity.hash_weights(base_folder), data_hash=identity.hash_files(prepared)
     )
@@ -53,24 +63,14 @@ def train_adapter(
     kept = _checkpoints(stamp, data_config.max_sequence_tokens, sections, checkpoints)
     trainer = AdapterTrainer(model, tokenizer, rows, config, seeds, runtime, kept)
     trainer.run()
-    with whole_folder(target) as folder:
-        saved = {
-            "adapter_hash": adapters.save_adapter(model, folder, stamp),
-            "adapter_bytes": models.weight_bytes(folder),
-        }
-    kept.remove()
-    live = {**adapters.describe_adapter(model), "alpha_per_rank": adapter.alpha_per_rank,
-            "dropout": adapter.dropout}  # fmt: skip
-    held = {"precision": {"name": precision.name, **weights.describe_precision(base)}}
-    num_trainable = live["num_trainable_parameters"]
+    _write(trainer, model, stamp, target)
     return records.Record(
         stage="train",
-        treatment={**vars(stamp), **held, "adapter": live, **trainer.describe()},
+        treatment={**vars(stamp), **held, **trainer.describe()},
         result={
-            **saved,
-            "first_weights_hash": first_weights_hash,
-            "num_trainable_parameters": num_trainable,
-            "trainable_share": num_trainable / (num_trainable + weights.count_weights(base)),
+            "adapter_hash": identity.hash_weights(target),
+            "adapter_bytes": models.weight_bytes(target),
+            **known,
             **trainer.outcome(),
         },
         observation=trainer.observe(),
@@ -82,7 +82,37 @@ def _checkpoints(
 ) -> Checkpoints:
     """Under a name of everything that this training's result depends on."""
     configured = {type(section).__name__: asdict(section) for section in sections}
-    return Checkpoints({**vars(stamp), "max_tokens": max_tokens, **configured}, parent)
+    known = {**vars(stamp), "max_tokens": max_tokens, "num_processes": processes.count()}
+    return Checkpoints({**known, **configured}, parent)
+
+
+def _write(
+    trainer: AdapterTrainer, model: adapters.Tuned, stamp: adapters.Stamp, target: Path
+) -> None:
+    """The first process writes the adapter; all others wait, and read what it wrote."""
+    state = trainer.gathered_weights()
+    if processes.is_first():
+        with whole_folder(target) as folder:
+            adapters.save_adapter(model, folder, stamp, state)
+        trainer.checkpoints.remove()
+    trainer.wait_for_all()
+
+
+def _describe_model(
+    model: adapters.Tuned, base: PreTrainedModel, precision: PrecisionConfig, adapter: AdapterConfig
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return (treatment, result) of the model that is about to be trained."""
+    live = adapters.describe_adapter(model)
+    treatment = {
+        "precision": {"name": precision.name, **weights.describe_precision(base)},
+        "adapter": {**live, **adapters.describe_setting(adapter)},
+    }
+    result = {
+        "first_weights_hash": adapters.hash_first_weights(model),
+        "num_trainable_parameters": live["num_trainable_parameters"],
+        "trainable_share": adapters.trainable_share(model),
+    }
+    return treatment, result
 
 
 def _encode(

@@ -81,7 +81,7 @@ def _to_bitsandbytes(precision: PrecisionConfig) -> BitsAndBytesConfig | None:
         bnb_4bit_quant_type=precision.quant_type,
         bnb_4bit_use_double_quant=precision.double_quant,
         bnb_4bit_compute_dtype=getattr(torch, precision.compute_dtype),
-        bnb_4bit_quant_storage=torch.uint8,
+        bnb_4bit_quant_storage=getattr(torch, precision.quant_storage or "uint8"),
     )
 
 

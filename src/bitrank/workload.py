@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from bitrank import batches
-from bitrank.config import TrainConfig
+from bitrank import batches, steps
 from bitrank.prompts import Encoded
+from bitrank.tuning import TrainConfig
 
 SEED = 0
 
@@ -45,9 +45,7 @@ class TrainStep:
         self.model = model.train()
         self.trainable = [p for p in model.parameters() if p.requires_grad]
         self.device = self.trainable[0].device
-        self.optimizer = torch.optim.AdamW(
-            self.trainable, lr=config.learning_rate, weight_decay=config.weight_decay
-        )
+        self.optimizer = steps.make_optimizer(model, config)
         self._max_grad_norm = config.max_grad_norm
 
     def __call__(self, batch: GlobalBatch) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
+    HfHubHTTPError,
     HFValidationError,
     HTTPError,
     OfflineModeIsEnabled,
@@ -24,29 +27,55 @@ FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.mo
 
 
 def load(source: HubModel, downloads: Path) -> Fetched:
-    """Raises UserError: no network, no such model or revision, or a gated one without access."""
-    try:
-        commit = HfApi().model_info(source.repo, revision=source.revision).sha
-        folder = snapshot_download(source.repo, revision=commit, allow_patterns=FILES)
-    except (GatedRepoError, RepositoryNotFoundError) as error:
-        raise UserError(
-            f"`model.source.repo`: {source.repo} does not exist or is gated. Accept its licence on "
-            "its page, and make a read token known with `hf auth login` or HF_TOKEN"
-        ) from error
-    except RevisionNotFoundError as error:
-        raise UserError(
-            f"`model.source.revision`: {source.repo} has no revision {source.revision}"
-        ) from error
-    except (HTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
-        raise UserError(
-            f"{source.repo} cannot be downloaded ({type(error).__name__}): check the network, or "
-            "use a local folder with model=local"
-        ) from error
-    if not list(Path(folder).glob("*.safetensors")):
-        raise UserError(f"{source.repo} has no safetensors weights; pickles are not loaded")
-    model = models.load_model(Path(folder), keep_dtype=True)
-    tokenizer = models.load_tokenizer(Path(folder))
+    """Raises UserError: no network, no such model or revision, a gated one without access, or no
+    checkpoint that can be used.
+    """
+    with _told(source):
+        info = HfApi().model_info(source.repo, revision=source.revision)
+        names = [sibling.rfilename for sibling in info.siblings or []]
+        if not any(name.endswith(".safetensors") for name in names):
+            raise UserError(f"`model.source.repo`: {source.repo}: {models.no_safetensors(names)}")
+        folder = snapshot_download(source.repo, revision=info.sha, allow_patterns=FILES)
     return Fetched(
-        model, tokenizer, {"kind": "hub", "repo": source.repo, "requested": source.revision,
-                           "commit": commit}
-    )  # fmt: skip
+        model=models.load_checkpoint(Path(folder), "model.source.repo"),
+        tokenizer=models.load_tokenizer(Path(folder)),
+        resolved={
+            "kind": "hub",
+            "repo": source.repo,
+            "requested": source.revision,
+            "commit": info.sha,
+        },
+    )
+
+
+@contextmanager
+def _told(source: HubModel) -> Iterator[None]:
+    """The hub's errors as a user's. Their own texts are not passed on: they may quote a request."""
+    try:
+        yield
+    except RevisionNotFoundError:
+        message = f"`model.source.revision`: {source.repo} has no revision {source.revision}"
+    except (GatedRepoError, RepositoryNotFoundError):
+        message = _denied(source)
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        if status not in (401, 403):
+            message = f"{source.repo} cannot be downloaded (the hub answers {status}): try again"
+        else:
+            message = _denied(source)
+    except (HTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
+        message = (
+            f"{source.repo} cannot be downloaded ({type(error).__name__}): check its name and the "
+            "network, or use a local folder with model=local"
+        )
+    else:
+        return
+    raise UserError(message)
+
+
+def _denied(source: HubModel) -> str:
+    return (
+        f"`model.source.repo`: {source.repo} does not exist, or is gated and not open to you. "
+        f"Accept its licence on https://huggingface.co/{source.repo}, then make a read token known "
+        "with `hf auth login` or HF_TOKEN"
+    )

@@ -11,14 +11,10 @@ from bitrank.sources import Fetched
 
 
 def load(source: LocalModel, downloads: Path) -> Fetched:
-    """Raises UserError: no such folder, or one without `config.json` or safetensors weights."""
+    """Raises UserError: no such folder, or no checkpoint in it that can be used."""
     folder = Path(source.path)
     if not (folder / "config.json").is_file():
         raise UserError(f"`model.source.path`: {source.path} holds no config.json of a model")
-    if not list(folder.glob("*.safetensors")):
-        found = [p.name for p in folder.glob("*.bin")] + [p.name for p in folder.glob("*.pt")]
-        also = f" ({', '.join(found)} is a pickle, which can run code: convert it)" if found else ""
-        raise UserError(f"`model.source.path`: {source.path} holds no *.safetensors{also}")
-    model = models.load_model(folder, keep_dtype=True)
+    model = models.load_checkpoint(folder, "model.source.path")
     # A path may hold a user's name: what identifies the model is its hash, in the record.
     return Fetched(model, models.load_tokenizer(folder), {"kind": "local", "name": folder.name})

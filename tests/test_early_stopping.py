@@ -1,0 +1,81 @@
+"""Training stops when validation no longer improves, and the best weights are those kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from bitrank import adapters, config, identity, models, records, training
+from bitrank.checkpoints import Checkpoints
+from bitrank.trainer import AdapterTrainer
+
+Train = Callable[..., records.Record]
+
+
+@pytest.fixture
+def train(
+    quantized: Callable[[str], Path],
+    prepared: Path,
+    compose: Callable[..., config.RunConfig],
+    tmp_path: Path,
+) -> Train:
+    def trained(*overrides: str) -> records.Record:
+        run = compose("precision=fp32", "train.validation_steps=1", *overrides)
+        return training.train_adapter(
+            run.train, run.adapter, run.precision, run.seeds, run.runtime, run.data,
+            quantized("fp32"), prepared, tmp_path / "adapter",
+        )  # fmt: skip
+
+    return trained
+
+
+def kept_model(base: Path, folder: Path) -> torch.nn.Module:
+    loaded = models.load_model(base, torch.device("cpu"))
+    return adapters.load_adapter(loaded, folder / "adapter", identity.hash_weights(base))
+
+
+def validation_loss(
+    model: torch.nn.Module, prepared: Path, compose: Callable[..., config.RunConfig]
+) -> float:
+    tokenizer = models.load_tokenizer(model.base_model.model.config._name_or_path)
+    run = compose()
+    rows = training._encode(prepared, tokenizer, run.data.max_sequence_tokens)
+    trainer = AdapterTrainer(
+        model, tokenizer, rows, run.train, run.seeds, run.runtime, Checkpoints({}, prepared)
+    )
+    trainer.validate(0)
+    return float(trainer.validations[0]["loss"])
+
+
+def test_it_stops_after_the_patience_and_keeps_the_best(
+    train: Train, quantized: Callable[[str], Path], prepared: Path,
+    compose: Callable[..., config.RunConfig], tmp_path: Path,
+) -> None:  # fmt: skip
+    """A rate this high is good for a few steps and does harm after them."""
+    options = ("train.epochs=4", "train.learning_rate=0.3", "train.schedule=constant")
+    stopped = train(*options, "train.early_stopping_patience=2")
+    losses = [validation["loss"] for validation in stopped.result["validation"]]
+    best = losses.index(min(losses))
+    assert stopped.result["kept_step"] == best == len(losses) - 3
+    assert stopped.treatment["num_steps"] == len(losses) - 1 < 24
+    assert stopped.treatment["early_stopping_patience"] == 2
+    kept = identity.hash_weights(tmp_path / "adapter")
+    assert kept == stopped.result["adapter_hash"]
+    assert validation_loss(kept_model(quantized("fp32"), tmp_path), prepared, compose) == min(
+        losses
+    )
+    whole = train(*options)
+    assert whole.result["adapter_hash"] != kept
+    assert whole.result["kept_step"] == whole.treatment["num_steps"] == 24
+    assert whole.result["losses"][: len(losses) - 1] == stopped.result["losses"]
+
+
+def test_while_the_loss_falls_it_changes_nothing(train: Train) -> None:
+    plain = train("train.epochs=2")
+    patient = train("train.epochs=2", "train.early_stopping_patience=20")
+    losses = [validation["loss"] for validation in plain.result["validation"]]
+    assert losses[-1] == min(losses), "choose a rate at which the last loss is the lowest"
+    assert patient.result == plain.result
