@@ -178,7 +178,7 @@ def test_rslora_scales_by_the_root_of_the_rank(base: PreTrainedModel, compose: C
     assert live["scaling"] == [0.5 * 16**0.5]  # alpha / sqrt(rank), with alpha = 0.5 * 16
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8", "nf4"])
+@pytest.mark.parametrize("precision", ["fp32", "fp4", "nf4"])
 def test_dora_merges_into_rows_of_the_trained_lengths(
     precision: str, original: Path, quantized: Callable[[str], Path], prepared: Path,
     compose: Compose, tmp_path: Path,

@@ -76,8 +76,8 @@ def test_nothing_is_computed_below_the_lowest_adapter(
     """Not even with checkpointing, for which transformers lets the embeddings ask for gradients."""
     run = compose("adapter.layers=last 1", "train.gradient_checkpointing=true")
     base = models.load_model(quantized("fp32"), CPU)
-    steps.keep_activations(base, run.train)
     model = adapters.attach_adapter(base, run.adapter, 0).train()
+    steps.keep_activations(base, run.train)
     assert model(torch.arange(8).unsqueeze(0), output_hidden_states=True).logits.requires_grad
     assert not base.get_input_embeddings()(torch.arange(8)).requires_grad
 

@@ -21,6 +21,7 @@ from bitrank.errors import ConfigError
         (["adapter.layers=3"], "`adapter.layers` must be a list or text, got 3"),
         (["adapter.layers=[a]"], r"`adapter.layers\[0\]` must be a whole number, got 'a'"),
         (["adapter.method=ia3"], "`adapter.method` must be one of lora, full, got 'ia3'"),
+        (["adapter.use_dora=true", "precision=int8"], "`adapter.use_dora` does not work on int8"),
         (["train.optimizer=sgd"], "`train.optimizer` must be one of adamw, adamw_8bit"),
         (["train.optimizer=paged_adamw_8bit"], "`train.optimizer` paged_adamw_8bit needs CUDA"),
         (["train.schedule=step"], "`train.schedule` must be one of linear, cosine"),

@@ -166,6 +166,9 @@ class RunConfig:
                 )
             if self.merge.base == "original":
                 yield "merge.base", "must be dequantized: full fine-tuning has no update to add"
+        elif self.adapter.use_dora and self.precision.quant_type == "int8":
+            # Int8Params lose their scales when PEFT reads a weight's length (bitsandbytes 0.50).
+            yield "adapter.use_dora", "does not work on int8 weights: add precision=nf4 or fp32"
         optimizer, device = self.train.optimizer, self.runtime.device
         if optimizer.startswith("paged_") and device != "cuda":
             yield (

@@ -28,7 +28,9 @@ class LowRankUpdate(torch.autograd.Function):
         ctx.save_for_backward(rows, inner, a, b)
         ctx.scale = scale
         if y.dtype == inner.dtype:
-            return torch.addmm(y.flatten(0, -2), inner, b.t(), alpha=scale).view_as(y)
+            updated = torch.addmm(y.flatten(0, -2), inner, b.t(), alpha=scale)
+            # No view for autograd, which forbids to add to one in place, as Falcon's blocks do.
+            return torch.ops.aten._unsafe_view(updated, y.shape)
         update = (inner @ b.t()).mul_(scale)
         return y + update.to(y.dtype).view_as(y)
 

@@ -95,10 +95,10 @@ def measure_training_and_inference(
             base = weights.load_base(base_folder, precision, device)
         room = data_config.max_sequence_tokens
         _check_positions(base, config, room)
-        steps.keep_activations(base, train)
         tokenizer = models.load_tokenizer(base_folder)
         rows = data.encode_split(paths.split("train", prepared), tokenizer, room)
         model = adapters.attach_adapter(base, adapter, workload.SEED)
+        steps.keep_activations(base, train)
         drawn = workload.draw_batches(rows, train, tokenizer)
         parts = config.warmup_steps + config.steps + 3 + len(decoding.BATCHES)
         with progress("measure", parts, "parts") as shown:

@@ -56,6 +56,7 @@ def load_model(
     stored type is also the one that `config.json` names, so the two are the same for our own
     checkpoints.
     """
+    build_of_plain_layers(folder)
     model = AutoModelForCausalLM.from_pretrained(
         os.path.abspath(folder),
         dtype="auto",
@@ -66,6 +67,19 @@ def load_model(
         trust_remote_code=False,
     )
     return frozen(model)
+
+
+def build_of_plain_layers(folder: Path) -> None:
+    """Have a Falcon built of torch's linear layers, which compute what its own class does.
+
+    transformers 5.23 quantizes exactly `torch.nn.Linear` and passes over subclasses without a word:
+    a Falcon "in 4 bits" would be held in full.
+    """
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if settings.get("model_type") == "falcon":
+        from transformers.models.falcon import modeling_falcon
+
+        modeling_falcon.FalconLinear = torch.nn.Linear
 
 
 def load_checkpoint(folder: Path, key: str) -> PreTrainedModel:

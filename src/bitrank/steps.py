@@ -61,6 +61,7 @@ def _make_bitsandbytes(
 def keep_activations(base: PreTrainedModel, config: TrainConfig) -> None:
     """Set whether the blocks of `base` keep their activations or compute them anew.
 
+    To be called when the adapter is attached: before, PEFT would do what is undone here.
     transformers also makes the embeddings' output require a gradient, which only the reentrant form
     needs: it would send the backward pass through blocks below the lowest adapter for nothing.
     """

@@ -52,8 +52,8 @@ def train_adapter(
     rows = _encode(prepared, tokenizer, data_config.max_sequence_tokens)
     base = weights.load_base(base_folder, precision, device)
     models.check_positions(base, data_config.max_sequence_tokens)
-    steps.keep_activations(base, config)
     model = adapters.attach_adapter(base, adapter, seeds.init)
+    steps.keep_activations(base, config)
     # Told before training, which may spread the weights over several devices.
     held, known = _describe_model(model, base, precision, adapter)
     stamp = adapters.Stamp(

@@ -36,6 +36,7 @@ def quantize_model(
 
     At block size 64, the only one that transformers knows; `set_block_size` makes another one.
     """
+    models.build_of_plain_layers(folder)
     model = AutoModelForCausalLM.from_pretrained(
         os.path.abspath(folder),
         dtype=getattr(torch, precision.weight_dtype),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from bitrank.errors import UserError
 from bitrank.pins import HubModel
 from bitrank.sources import Fetched
 
+logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each request
 FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "*.txt"]
 """No pickles and no code are even downloaded."""
 
