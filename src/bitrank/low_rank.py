@@ -30,7 +30,7 @@ class LowRankUpdate(torch.autograd.Function):
         if y.dtype == inner.dtype:
             updated = torch.addmm(y.flatten(0, -2), inner, b.t(), alpha=scale)
             # No view for autograd, which forbids to add to one in place, as Falcon's blocks do.
-            return torch.ops.aten._unsafe_view(updated, y.shape)
+            return cast(torch.Tensor, torch.ops.aten._unsafe_view(updated, y.shape))
         update = (inner @ b.t()).mul_(scale)
         return y + update.to(y.dtype).view_as(y)
 
