@@ -23,7 +23,7 @@ from bitrank.errors import UserError
 from bitrank.pins import HubModel
 from bitrank.sources import Fetched
 
-logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each request
+logging.getLogger("httpx2").setLevel(logging.WARNING)  # a line for each request
 FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "*.txt"]
 """No pickles and no code are even downloaded."""
 
