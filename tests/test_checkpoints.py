@@ -85,9 +85,9 @@ def test_killed_and_resumed_equals_uninterrupted(
     [
         ("precision=fp32", "adapter=full", "train.learning_rate=1e-3"),
         ("adapter.use_dora=true",),
-        ("train.optimizer=adamw_8bit", "adapter.rank=64"),
+        ("train.optimizer=adamw_8bit", "adapter.rank=32"),
         ("train.gradient_checkpointing=true",),
-        ("train.early_stopping_patience=1", "train.validation_steps=1", "train.learning_rate=0.3"),
+        ("train.early_stopping_patience=2", "train.validation_steps=1", "train.learning_rate=0.3"),
     ],
 )
 def test_every_way_of_training_is_resumed(overrides: tuple[str, ...], run: Run) -> None:
