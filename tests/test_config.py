@@ -41,7 +41,7 @@ def test_precisions_differ_in_the_precision_section_only() -> None:
 def test_seed_sets_both_seeds_and_leaves_the_split_alone() -> None:
     run = OmegaConf.create(composition.compose_text(["seed=7"], CONF))
     assert run.seeds == {"init": 7, "order": 7}
-    assert run.data.split_seed == 0
+    assert run.data.split_seed == 2
 
 
 def test_small_numbers_are_numbers() -> None:

@@ -34,7 +34,7 @@ from bitrank.errors import UserError
 from bitrank.pins import Benchmark
 
 ROOT = Path(__file__).parents[1]
-RUNTIME = RuntimeConfig(device="cpu", threads=1)
+RUNTIME = RuntimeConfig(device="cpu", threads=1, allow_slow=False)
 QUESTIONS = [
     {"question": f"What is {n}?", "choices": [f"a {n}", f"not {n} at all"], "gold": n % 2}
     for n in range(6)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-Faults = Iterator[tuple[str, str]]
+from bitrank.pins import Faults
 
 LAST = re.compile(r"last ([1-9]\d*)")
 """How the blocks at the end of the model are asked for, such as "last 4"."""
