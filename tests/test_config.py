@@ -15,12 +15,13 @@ CONF = Path(__file__).parents[1] / "conf"
 NEEDS = {"model=local": ["model.source.path=x"], "model=hub": ["model.source.repo=a/b"],
          "data=jsonl": ["data.rows.path=x"], "data=csv": ["data.rows.path=x"],
          "data=parquet": ["data.rows.path=x"], "data=hub": ["data.rows.repo=a/b"]}  # fmt: skip
+FITS = {**NEEDS, "adapter=full": ["precision=fp32"]}
 OPTIONS = sorted(f"{file.parent.name}={file.stem}" for file in CONF.glob("*/*.yaml"))
 
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_of_every_group_composes(option: str) -> None:
-    text = composition.compose_text([option, *NEEDS.get(option, [])], CONF)
+    text = composition.compose_text([option, *FITS.get(option, [])], CONF)
     assert OmegaConf.create(text).keys() == set(config.SECTIONS)
 
 

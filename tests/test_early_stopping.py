@@ -61,7 +61,7 @@ def test_it_stops_after_the_patience_and_keeps_the_best(
     best = losses.index(min(losses))
     assert stopped.result["kept_step"] == best == len(losses) - 3
     assert stopped.treatment["num_steps"] == len(losses) - 1 < 24
-    assert stopped.treatment["early_stopping_patience"] == 2
+    assert stopped.treatment["early_stopping"] == "after 2 validations without a lower loss"
     kept = identity.hash_weights(tmp_path / "adapter")
     assert kept == stopped.result["adapter_hash"]
     assert validation_loss(kept_model(quantized("fp32"), tmp_path), prepared, compose) == min(

@@ -43,9 +43,7 @@ ASKED = (
     Fact("weight decay", "train.treatment.optimizer.weight_decay"),
     Fact("largest gradient norm", "train.treatment.optimizer.max_grad_norm"),
     Fact("seeds", "train.treatment.seeds"),
-    Fact(
-        "validations without improvement before stopping", "train.treatment.early_stopping_patience"
-    ),
+    Fact("early stopping", "train.treatment.early_stopping"),
     Fact("step whose weights are kept", "train.result.kept_step"),
     Fact("processes", "train.treatment.num_processes"),
     Fact("device", "train.treatment.device"),

@@ -208,7 +208,7 @@ class AdapterTrainer(Trainer):
             "num_processes": arguments.world_size,
             "distributed": self.accelerator.distributed_type.value,
             "gradient_checkpointing": bool(self.model.is_activation_checkpointing),
-            "early_stopping_patience": config.early_stopping_patience,
+            "early_stopping": _describe_patience(config.early_stopping_patience),
             "seeds": vars(self._seeds),
             "device": arguments.device.type,
             "threads": torch.get_num_threads(),
@@ -239,6 +239,10 @@ class AdapterTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> batches.BucketedSampler:
         lengths = [len(row.input_ids) for row in self._rows["train"]]
         return batches.BucketedSampler(lengths, self._config.micro_batch_size, self._seeds.order)
+
+
+def _describe_patience(patience: int | None) -> str:
+    return "off" if patience is None else f"after {patience} validations without a lower loss"
 
 
 class _Watch(TrainerCallback):
