@@ -76,6 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             *tasks.benchmark_tasks(run.evaluate.benchmarks, paths.BENCHMARKS),
         ]
     ]
+    if any(task.output_type == "generate_until" for task in wanted):
+        raise UserError("this compares log-likelihoods; the answers of the task are free text")
     ours, theirs = [], []
     for _ in range(options.rounds):
         with tempfile.TemporaryDirectory() as folder:
@@ -126,11 +128,11 @@ def compare(name: str, ours: Outcome, theirs: Outcome) -> dict[str, Any]:
     pairs = list(zip(ours.items[name], theirs.items[name], strict=True))
     if any(mine.doc_hash != its.doc_hash for mine, its in pairs):
         raise UserError(f"the documents of {name} are not the same, or in another order")
-    differences = [abs(mine.nll - its.nll) for mine, its in pairs]
-    differences += [
-        abs(mine.choice_nll - its.choice_nll)
+    differences = [
+        abs(own - value)
         for mine, its in pairs
-        if mine.choice_nll is not None and its.choice_nll is not None
+        for own, value in ((mine.nll, its.nll), (mine.choice_nll, its.choice_nll))
+        if own is not None and value is not None
     ]
     return {
         "scores": scores,
@@ -232,7 +234,7 @@ def to_items(task: Task, samples: Sequence[Mapping[str, Any]]) -> list[records.I
 
     found = [[loglikelihood(answer) for answer in sample["resps"]] for sample in samples]
     unknown = [[0] * len(of_document) for of_document in found]
-    return list_items(task, Scores({}, found, unknown, 0))
+    return list_items(task, Scores({}, found, unknown, 0, generated=[]))
 
 
 def loglikelihood(answer: Any) -> float:

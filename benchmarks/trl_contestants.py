@@ -6,6 +6,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -32,6 +33,7 @@ from bitrank import (
     records,
     weights,
 )
+from bitrank.checkpoints import Checkpoints
 from bitrank.errors import UserError
 from bitrank.trainer import SCHEDULES, AdapterTrainer
 
@@ -61,36 +63,23 @@ def work(contestant: str, warmup: int, steps: int) -> dict[str, Any]:
         raise UserError(f"{len(rows)} training rows are too few for {warmup + steps} steps")
     watch = _Watch(warmup, steps, device)
     with TemporaryDirectory() as scratch, meters.ProcessMeter(after_import) as process:
-        base = models.load_model(paths.QUANTIZED, device)
-        weights.check_precision(base, run.precision)
+        base = weights.load_base(paths.QUANTIZED, run.precision, device)
         model = adapters.attach_adapter(base, run.adapter, run.seeds.init)
         trainer = BUILDERS[contestant](model, rows, run, scratch)
         first_hash = adapters.hash_first_weights(model)
         first_loss = _loss(trainer, range(micro))
         watch.follow(trainer)
-        trainer.train()
+        trainer.run() if isinstance(trainer, AdapterTrainer) else trainer.train()
         # Inside: few steps need not meet the longest rows, and those set the process's peak.
         tensor_peak = meter_tensors(trainer, _batch(trainer, longest(trainer.train_dataset, micro)))
     cut = slice(warmup * (size // micro), (warmup + steps) * (size // micro))
     counted = sum((Counter(count) for count in watch.tokens[cut]), Counter[str]())
     return {
         "environment": {**environment.describe(), "contestant_packages": _versions(contestant)},
-        "matched": {
-            "base_hash": identity.hash_weights(paths.QUANTIZED),
-            "rows_hash": hash_rows(trainer.train_dataset),
-            "first_weights_hash": first_hash,
-            "adapter": adapters.describe_adapter(model),
-            "arguments": {name: _plain(getattr(trainer.args, name)) for name in COMPARED},
-            "activation_checkpointing": bool(base.is_activation_checkpointing),
-            "attention": base.config._attn_implementation,
-            "steps": trainer.state.global_step,
-            "timed_steps": len(watch.clock.seconds),
-            "threads": torch.get_num_threads(),
-            "device": device.type,
-            "packages": {name: metadata.version(name) for name in environment.PACKAGES[:5]},
-        },
+        "matched": _matched(trainer, first_hash, len(watch.clock.seconds)),
         "measured": {
             "tokens_per_second": counted["non_padding"] / sum(watch.clock.seconds),
+            "adapter_forward": _forward_of(model),
             "tokens_per_step": counted["non_padding"] / steps,
             "padding_share": 1 - counted["non_padding"] / counted["padded"],
             "step_seconds": watch.clock.summary(),
@@ -102,16 +91,36 @@ def work(contestant: str, warmup: int, steps: int) -> dict[str, Any]:
     }
 
 
+def _matched(trainer: Trainer, first_weights_hash: str, timed: int) -> dict[str, Any]:
+    """What must be equal in all contestants, as it was in this one."""
+    base = trainer.model.get_base_model()
+    return {
+        "base_hash": identity.hash_weights(paths.QUANTIZED),
+        "rows_hash": hash_rows(trainer.train_dataset),
+        "first_weights_hash": first_weights_hash,
+        "adapter": adapters.describe_adapter(trainer.model),
+        "arguments": {name: _plain(getattr(trainer.args, name)) for name in COMPARED},
+        "activation_checkpointing": bool(base.is_activation_checkpointing),
+        "attention": base.config._attn_implementation,
+        "steps": trainer.state.global_step,
+        "timed_steps": timed,
+        "threads": torch.get_num_threads(),
+        "device": trainer.args.device.type,
+        "packages": {name: metadata.version(name) for name in environment.PACKAGES[:5]},
+    }
+
+
 def _bitrank(model: Any, rows: Rows, run: config.RunConfig, scratch: str) -> Trainer:
     tokenizer = models.load_tokenizer(paths.QUANTIZED)
     encoded = [
         prompts.encode(tokenizer, row["prompt"], row["answer"], run.data.max_sequence_tokens)
         for row in rows
     ]
-    # One row and no validation in between: what it takes is outside of the timed steps.
+    # One validation row, before the first step, which is no timed one.
     split = {"train": encoded, "validation": encoded[:1]}
     train = dataclasses.replace(run.train, epochs=1, validation_steps=NEVER)
-    return AdapterTrainer(model, tokenizer, split, train, run.seeds, run.runtime, scratch)
+    kept = Checkpoints({}, Path(scratch))
+    return AdapterTrainer(model, tokenizer, split, train, run.seeds, run.runtime, kept)
 
 
 def _trl(model: Any, rows: Rows, run: config.RunConfig, scratch: str, **settings: Any) -> Trainer:
@@ -144,6 +153,8 @@ def _trl(model: Any, rows: Rows, run: config.RunConfig, scratch: str, **settings
         **settings,
     )
     pairs = [{"prompt": row["prompt"], "completion": row["answer"]} for row in rows]
+    for _, layer in adapters.lora_layers(model):
+        layer.lora_variant.clear()  # bitrank's own forward pass; a user of TRL has PEFT's
     trainable = [p for p in model.parameters() if p.requires_grad]
     kept = [parameter.detach().clone() for parameter in trainable]
     trainer = SFTTrainer(model, arguments, train_dataset=datasets.Dataset.from_list(pairs),
@@ -239,6 +250,12 @@ def _ids(row: Any) -> tuple[list[int], list[int]]:
     if isinstance(row, prompts.Encoded):
         return row.input_ids, row.labels
     return row["input_ids"], row["labels"]
+
+
+def _forward_of(model: Any) -> str:
+    """What computes the adapters' updates: a variant's name, or PEFT's own."""
+    _, layer = next(adapters.lora_layers(model))
+    return next((type(held).__name__ for held in layer.lora_variant.values()), "PEFT")
 
 
 def _plain(value: Any) -> Any:

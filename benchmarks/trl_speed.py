@@ -19,7 +19,9 @@ trl-grouped  the same with `train_sampling_strategy="group_by_length"`, the one 
 What was made equal, always to TRL's advantage in speed: gradient checkpointing off (its default is
 on); `bf16=False` (its default is on, and on a CPU without bf16 units over a hundred times slower);
 adapter weights put back to fp32 and to the same first values after construction (it casts them to
-bf16 on a 4-bit base). Rows come as prompt and completion, so both train the same tokens.
+bf16 on a 4-bit base); how long idle threads spin. Base, rows and PEFT are the same; how an
+adapter's update is computed is each one's own (`adapter_forward`). Rows come as prompt and
+completion, so both train the same tokens.
 """
 
 from __future__ import annotations
@@ -100,8 +102,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Training speed: bitrank against TRL.")
     parser.add_argument("--rounds", type=int, default=2, help="processes of each contestant")
-    parser.add_argument("--warmup", type=int, default=3, help="first steps that are not timed")
-    parser.add_argument("--steps", type=int, default=16, help="timed steps of each process")
+    parser.add_argument("--warmup", type=int, default=3, help="first steps, not timed (1 or more)")
+    parser.add_argument("--steps", type=int, default=12, help="timed steps of each process")
     parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS))
     parser.add_argument("--only", choices=CONTESTANTS, help=argparse.SUPPRESS)
     parser.add_argument("--out", help=argparse.SUPPRESS)
@@ -113,6 +115,7 @@ def start(contestant: str, warmup: int, steps: int) -> dict[str, Any]:
     """Run one contestant in a process of its own, and return its report."""
     threads = str(config.load().runtime.threads)
     variables = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": threads}
+    variables.setdefault("GOMP_SPINCOUNT", "30000")  # for all, as `bitrank.stage` sets it
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "report.json"
         command = [sys.executable, __file__, "--only", contestant, "--out", str(out)]
@@ -152,7 +155,7 @@ def summarize(runs: Sequence[Run]) -> dict[str, Any]:
     return {
         **{name: spread(values) if None not in values else None for name, values in known.items()},
         "step_seconds": [run.measured["step_seconds"] for run in runs],
-        "padding_share": runs[0].measured["padding_share"],
+        **{name: runs[0].measured[name] for name in ("padding_share", "adapter_forward")},
     }
 
 
