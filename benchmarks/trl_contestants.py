@@ -33,9 +33,11 @@ from bitrank import (
     records,
     weights,
 )
+from bitrank.arguments import to_arguments
 from bitrank.checkpoints import Checkpoints
 from bitrank.errors import UserError
-from bitrank.trainer import SCHEDULES, AdapterTrainer
+from bitrank.trainer import AdapterTrainer
+from bitrank.tuning import TrainConfig
 
 NEVER = 10**9
 COMPARED = ("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm",
@@ -55,7 +57,7 @@ def work(contestant: str, warmup: int, steps: int) -> dict[str, Any]:
         import trl  # noqa: F401 - its imports count as imports, not as memory of the training
         from trl import SFTTrainer  # noqa: F401 - and this is where they happen
     run = config.load()
-    device = environment.prepare_runtime(run.runtime)
+    device = environment.prepare_runtime(run.runtime, run.precision)
     after_import = meters.process_memory()["resident_bytes"]
     size, micro = run.train.global_batch_size, run.train.micro_batch_size
     rows = records.read_jsonl(paths.split("train"))
@@ -91,7 +93,7 @@ def work(contestant: str, warmup: int, steps: int) -> dict[str, Any]:
     }
 
 
-def _matched(trainer: Trainer, first_weights_hash: str, timed: int) -> dict[str, Any]:
+def _matched(trainer: Trainer, first_weights_hash: str | None, timed: int) -> dict[str, Any]:
     """What must be equal in all contestants, as it was in this one."""
     base = trainer.model.get_base_model()
     return {
@@ -118,9 +120,19 @@ def _bitrank(model: Any, rows: Rows, run: config.RunConfig, scratch: str) -> Tra
     ]
     # One validation row, before the first step, which is no timed one.
     split = {"train": encoded, "validation": encoded[:1]}
-    train = dataclasses.replace(run.train, epochs=1, validation_steps=NEVER)
     kept = Checkpoints({}, Path(scratch))
-    return AdapterTrainer(model, tokenizer, split, train, run.seeds, run.runtime, kept)
+    return AdapterTrainer(model, tokenizer, split, _plan(run), run.seeds, run.runtime, kept)
+
+
+def _plan(run: config.RunConfig) -> TrainConfig:
+    """One epoch as configured, with nothing in it but steps."""
+    return dataclasses.replace(
+        run.train,
+        epochs=1,
+        validation_steps=NEVER,
+        early_stopping_patience=None,
+        gradient_checkpointing=False,
+    )
 
 
 def _trl(model: Any, rows: Rows, run: config.RunConfig, scratch: str, **settings: Any) -> Trainer:
@@ -129,23 +141,14 @@ def _trl(model: Any, rows: Rows, run: config.RunConfig, scratch: str, **settings
 
     datasets.disable_progress_bars()
     tokenizer: PreTrainedTokenizerBase = models.load_tokenizer(paths.QUANTIZED)
-    train = run.train
+    ours = to_arguments(_plan(run), run.seeds, run.runtime, scratch)
     arguments = SFTConfig(
         output_dir=scratch,
-        num_train_epochs=1,
-        learning_rate=train.learning_rate,
-        lr_scheduler_type=SCHEDULES[train.schedule],
-        warmup_steps=train.warmup_steps,
-        weight_decay=train.weight_decay,
-        max_grad_norm=train.max_grad_norm,
-        per_device_train_batch_size=train.micro_batch_size,
-        gradient_accumulation_steps=train.global_batch_size // train.micro_batch_size,
-        optim="adamw_torch",
+        **{name: _plain(getattr(ours, name)) for name in COMPARED},
         max_length=run.data.max_sequence_tokens,
-        bf16=False,
         gradient_checkpointing=False,
-        seed=run.seeds.init,
-        use_cpu=run.runtime.device == "cpu",
+        seed=ours.seed,
+        use_cpu=ours.use_cpu,
         dataloader_pin_memory=False,
         save_strategy="no",
         report_to="none",
