@@ -73,3 +73,12 @@ def test_parts_of_a_global_batch_add_up_to_the_whole() -> None:
 def test_tokens_are_counted_by_kind() -> None:
     batch = batches.collate([row(5, 2), row(8, 1)], 0)
     assert batches.count_tokens(batch) == {"padded": 16, "non_padding": 13, "supervised": 3}
+
+
+def test_the_last_column_is_not_read_and_changes_nothing() -> None:
+    batch = batches.collate([row(9, 1), row(12, 4)], 0)
+    other = {**batch, "input_ids": batch["input_ids"].clone()}
+    other["input_ids"][:, -1] = 1
+    with torch.no_grad():
+        losses = [batches.supervised_loss(MODEL, each) for each in (batch, other)]
+    assert torch.equal(*losses)
