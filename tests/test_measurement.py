@@ -129,9 +129,9 @@ def test_speed_is_tokens_over_the_seconds_of_the_timed_steps(measure: Measure) -
     assert speed["padded_tokens_per_second"] == pytest.approx(3 * tokens["padded"] / total)
     assert speed["supervised_tokens_per_second"] == pytest.approx(3 * tokens["supervised"] / total)
     assert tokens["supervised"] < tokens["non_padding"] <= tokens["padded"]
-    achieved = 4 * (
-        NUM_LINEAR * speed["tokens_per_second"] + NUM_HEAD * speed["supervised_tokens_per_second"]
-    )
+    assert speed["rows_per_second"] == pytest.approx(3 * 8 / total)
+    read = speed["tokens_per_second"] - speed["rows_per_second"]
+    achieved = 4 * (NUM_LINEAR * read + NUM_HEAD * speed["supervised_tokens_per_second"])
     assert record.observation["achieved_flops_per_second"] == pytest.approx(achieved)
     ceiling = record.observation["ceiling_flops_per_second"]
     assert record.observation["mfu"] == pytest.approx(achieved / ceiling)

@@ -64,10 +64,10 @@ PROCESS_MEMORY = (
 MFU = (
     "achieved / ceiling; achieved = 4 (N t + H s): forward pass and gradient of the activations "
     "are 2 operations a weight and token each, a frozen weight has no gradient; N weights of the "
-    "linear layers in the blocks, t non-padding tokens a second, H weights of the output layer, s "
-    "supervised tokens a second; full fine-tuning has that gradient too: 6 for 4; blocks below the "
-    "lowest adapter are not gone back through: 2 for 4; adapter, attention scores and what "
-    "checkpointing computes anew are left out; ceiling = the fastest square matrix product of one "
+    "linear layers in the blocks, t non-padding tokens a second without the last one of each row, "
+    "which predicts nothing, H weights of the output layer, s supervised tokens a second; full "
+    "fine-tuning has that gradient too: 6 for 4; blocks below the lowest adapter are not gone back "
+    "through: 2 for 4; adapter, attention scores and what checkpointing computes anew are left out; ceiling = the fastest square matrix product of one "
     "second on this machine, in the compute type"
 )
 
@@ -207,6 +207,7 @@ def _measure_training(
         "tokens_per_second": tokens["non_padding"] / seconds,
         "padded_tokens_per_second": tokens["padded"] / seconds,
         "supervised_tokens_per_second": tokens["supervised"] / seconds,
+        "rows_per_second": sum(batch.num_rows for batch in timed) / seconds,
         "step_seconds": clock.summary(),
         # Well below the threads on a CPU: the machine had something else to do, compare nothing.
         "cpu_seconds_per_second": (process_time() - used) / seconds,
@@ -253,7 +254,8 @@ def _count_operations(
         passed = block is None or block >= lowest
         blocks += (factor if passed else 2) * layer.in_features * layer.out_features
     head = factor * base.get_output_embeddings().weight.numel()
-    return float(blocks * speed["tokens_per_second"] + head * speed["supervised_tokens_per_second"])
+    read = speed["tokens_per_second"] - speed["rows_per_second"]
+    return float(blocks * read + head * speed["supervised_tokens_per_second"])
 
 
 def _compare_with_ceiling(

@@ -29,6 +29,10 @@ class GlobalBatch:
     tokens: Counter[str]
 
     @property
+    def num_rows(self) -> int:
+        return sum(len(micro["input_ids"]) for micro in self.micro)
+
+    @property
     def widest(self) -> int:
         """Padded tokens of the largest micro-batch."""
         return max(micro["input_ids"].numel() for micro in self.micro)
