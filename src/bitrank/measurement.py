@@ -67,8 +67,9 @@ MFU = (
     "linear layers in the blocks, t non-padding tokens a second without the last one of each row, "
     "which predicts nothing, H weights of the output layer, s supervised tokens a second; full "
     "fine-tuning has that gradient too: 6 for 4; blocks below the lowest adapter are not gone back "
-    "through: 2 for 4; adapter, attention scores and what checkpointing computes anew are left out; ceiling = the fastest square matrix product of one "
-    "second on this machine, in the compute type"
+    "through: 2 for 4; adapter, attention scores and what checkpointing computes anew are left "
+    "out; ceiling = the fastest square matrix product of one second on this machine, in the "
+    "compute type"
 )
 
 
