@@ -96,8 +96,12 @@ class Projection:
 
     @cached_property
     def content(self) -> str:
-        """sha256 of all that the run shows: two equal projections need one publication."""
-        artifacts = {name: _sha256(body) for name, body in self.artifacts.items()}
+        """sha256 of all that the run shows: two equal projections need one publication.
+
+        `dvc.lock` is in the key. Its file also tells of the `record` stage itself, and so is
+        another one while that stage runs.
+        """
+        artifacts = {n: _sha256(body) for n, body in self.artifacts.items() if n != "dvc.lock"}
         shown = {**vars(self), "artifacts": artifacts}
         return _sha256(records.canonical_json(shown).encode())
 
