@@ -74,3 +74,17 @@ def test_a_fault_is_one_line_on_stderr(tmp_path: Path, capsys: pytest.CaptureFix
 def test_the_frame_does_not_import_torch() -> None:
     script = "import sys, bitrank.stage; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.parametrize("kept", ["", "the next run goes on after step 5"])
+def test_ctrl_c_is_one_line(kept: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted() -> records.Record:
+        raise KeyboardInterrupt(kept) if kept else KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as caught:
+        stage.execute(interrupted, tmp_path / "train.json")
+    with pytest.raises(SystemExit), stage.importing():
+        raise KeyboardInterrupt
+    assert caught.value.code == 130
+    nothing = "nothing of this stage was kept"
+    assert capsys.readouterr().err == f"interrupted: {kept or nothing}\ninterrupted: {nothing}\n"

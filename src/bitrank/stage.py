@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 from bitrank import environment, processes, records
 from bitrank.errors import UserError
@@ -43,6 +44,8 @@ def importing() -> Iterator[None]:
     gc.disable()
     try:
         yield
+    except KeyboardInterrupt:
+        _end_interrupted("")
     finally:
         gc.freeze()
         gc.enable()
@@ -87,8 +90,7 @@ def execute(work: Callable[[], records.Record], path: Path) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt as error:
-        print(f"interrupted: {error or 'nothing of this stage was kept'}", file=sys.stderr)
-        sys.exit(130)
+        _end_interrupted(str(error))
     except Exception as error:
         if FULL_DISK not in str(error):  # each library has an exception of its own for it
             raise
@@ -106,3 +108,8 @@ def execute(work: Callable[[], records.Record], path: Path) -> None:
     }
     if processes.is_first():
         records.write_record(dataclasses.replace(record, observation=observation), path)
+
+
+def _end_interrupted(kept: str) -> NoReturn:
+    print(f"interrupted: {kept or 'nothing of this stage was kept'}", file=sys.stderr)
+    sys.exit(130)  # 128 + SIGINT, as a shell tells it
