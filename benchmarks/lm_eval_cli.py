@@ -25,14 +25,13 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from bitrank import config, paths, records, tasks
+from bitrank import config, environment, paths, records, tasks
 from bitrank.errors import UserError
 from bitrank.tasks import Task
 from reporting import (
     ROOT,
     Run,
     add_results_option,
-    describe_here,
     ratio,
     show_spread,
     spread,
@@ -113,7 +112,7 @@ def report(
         "share_of_wall_time": share,
         "wall_seconds": {"bitrank": spread(seconds[0]), "lm_eval": spread(seconds[1])},
     }
-    described = {**describe_here(), "threads": threads()}
+    described = {**environment.describe(), "threads": threads()}
     print(f"record: {write_result(folder, 'lm_eval_cli', body, described)}")
 
 

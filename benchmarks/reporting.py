@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bitrank import environment, hardware, records
+from bitrank import records
 from bitrank.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -109,7 +109,3 @@ def hardware_slug(fingerprint: Mapping[str, Any]) -> str:
     gpus, cpu = fingerprint["gpus"], fingerprint["cpu"]
     kind = f"{len(gpus)}x {gpus[0]['name']}" if gpus else f"{cpu['cores']} cores {cpu['model']}"
     return re.sub(r"[^a-z0-9]+", "-", kind.lower()).strip("-")
-
-
-def describe_here() -> dict[str, Any]:
-    return {**environment.describe(), "hardware": hardware.fingerprint()}

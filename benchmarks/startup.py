@@ -20,12 +20,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bitrank import paths, records
+from bitrank import environment, paths, records
 from bitrank.errors import UserError
 from reporting import (
     ROOT,
     add_results_option,
-    describe_here,
     show_spread,
     spread,
     table,
@@ -63,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(show(stages))
     print("\n".join(show_shares(shares)))
     body = {"definitions": DEFINITIONS, "stages": stages, "run": shares}
-    print(f"record: {write_result(options.results, 'startup', body, describe_here())}")
+    print(f"record: {write_result(options.results, 'startup', body, environment.describe())}")
 
 
 def time_import(script: Path) -> float:

@@ -12,7 +12,7 @@ import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from bitrank import composition, config, models, weights
+from bitrank import composition, config, models, records, weights
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -83,3 +83,23 @@ def prepared(
         compose().data, original, root / "prepared", root / "audit", root / "downloads"
     )
     return root / "prepared"
+
+
+@pytest.fixture
+def train(
+    quantized: Callable[[str], Path],
+    prepared: Path,
+    compose: Callable[..., config.RunConfig],
+    tmp_path: Path,
+) -> Callable[..., records.Record]:
+    """Train on the tiny model with overrides; the adapter and its checkpoints are the test's."""
+    from bitrank import training
+
+    def trained(*overrides: str, folder: str = "adapter") -> records.Record:
+        run = compose(*overrides)
+        return training.train_adapter(
+            run.train, run.adapter, run.precision, run.seeds, run.runtime, run.data,
+            quantized(run.precision.name), prepared, tmp_path / folder, tmp_path / "kept",
+        )  # fmt: skip
+
+    return trained

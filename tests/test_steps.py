@@ -9,25 +9,11 @@ import pytest
 import torch
 from conftest import CPU
 
-from bitrank import adapters, config, measurement, models, records, steps, training
+from bitrank import adapters, config, measurement, models, records, steps
 from bitrank.errors import UserError
 
 Compose = Callable[..., config.RunConfig]
 Train = Callable[..., records.Record]
-
-
-@pytest.fixture
-def train(
-    quantized: Callable[[str], Path], prepared: Path, compose: Compose, tmp_path: Path
-) -> Train:
-    def trained(*overrides: str) -> records.Record:
-        run = compose(*overrides)
-        return training.train_adapter(
-            run.train, run.adapter, run.precision, run.seeds, run.runtime, run.data,
-            quantized(run.precision.name), prepared, tmp_path / "adapter",
-        )  # fmt: skip
-
-    return trained
 
 
 def measure(

@@ -20,20 +20,6 @@ Compose = Callable[..., config.RunConfig]
 Train = Callable[..., records.Record]
 
 
-@pytest.fixture
-def train(
-    quantized: Callable[[str], Path], prepared: Path, compose: Compose, tmp_path: Path
-) -> Train:
-    def trained(*overrides: str, folder: str = "adapter") -> records.Record:
-        run = compose(*overrides)
-        return training.train_adapter(
-            run.train, run.adapter, run.precision, run.seeds, run.runtime, run.data,
-            quantized(run.precision.name), prepared, tmp_path / folder, tmp_path / "kept",
-        )  # fmt: skip
-
-    return trained
-
-
 @pytest.mark.parametrize("name", PRECISIONS)
 def test_lora_learns_on_every_base_and_leaves_the_base_alone(
     name: str, train: Train, quantized: Callable[[str], Path]
