@@ -17,4 +17,4 @@ def work() -> records.Record:
 
 
 if __name__ == "__main__":
-    stage.execute(work, paths.record("fetch"))
+    stage.execute(work, paths.record("fetch"), device="none")

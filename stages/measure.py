@@ -19,4 +19,4 @@ def work() -> records.Record:
 
 
 if __name__ == "__main__":
-    stage.execute(work, paths.record("measure"))
+    stage.execute(work, paths.record("measure"), device="alone")

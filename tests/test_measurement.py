@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import logging
 import subprocess
 import sys
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -220,26 +218,6 @@ def test_nothing_that_a_step_reads_is_missed(
     missed = [t for key, t in foreign.found.items() if key not in known]
     assert len(foreign.found) > 20
     assert sum(t.numel() for t in missed) == 0
-
-
-def test_two_measurements_take_turns(caplog: pytest.LogCaptureFixture) -> None:
-    order: list[str] = []
-
-    def second() -> None:
-        with measurement.exclusive_device("cpu"):
-            order.append("second")
-
-    caplog.set_level(logging.INFO)
-    waiting = threading.Thread(target=second)
-    with measurement.exclusive_device("cpu"):
-        waiting.start()
-        waiting.join(0.3)
-        assert waiting.is_alive()
-        assert "another measurement is on the cpu" in caplog.text
-        with measurement.exclusive_device("cuda"):  # another device is free
-            order.append("first")
-    waiting.join(10)
-    assert order == ["first", "second"]
 
 
 def test_timed_batches_are_spread_over_the_sizes() -> None:

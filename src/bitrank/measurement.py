@@ -9,13 +9,8 @@ order; speed is timed on full batches spread evenly over the lengths of the rows
 
 from __future__ import annotations
 
-import fcntl
-import logging
-import os
-import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import cycle, islice
 from pathlib import Path
 from time import process_time
@@ -49,8 +44,6 @@ from bitrank.progress import Progress, progress
 from bitrank.tuning import AdapterConfig, TrainConfig
 from bitrank.workload import GlobalBatch, TrainStep
 
-LOG = logging.getLogger(__name__)
-
 TRAIN_MEMORY = (
     "highest sum of the bytes of all live tensor storages during one optimizer step (forward, "
     "backward, clipping, AdamW) on the widest micro-batch of the training rows; the split is the "
@@ -83,7 +76,7 @@ def measure_training_and_inference(
     base_folder: Path = paths.QUANTIZED,
     prepared: Path = paths.PREPARED,
 ) -> records.Record:
-    """Meter and time the step that trains, then inference, alone on the device.
+    """Meter and time the step that trains, then inference; the stage has the device alone.
 
     Raises:
         UserError: the base is not held as configured, a target layer is unknown, an answer does
@@ -91,24 +84,23 @@ def measure_training_and_inference(
     """
     device = environment.prepare_runtime(runtime, precision)
     after_import = meters.process_memory()["resident_bytes"]
-    with exclusive_device(device.type):
-        with meters.ProcessMeter(after_import) as loading:
-            base = weights.load_base(base_folder, precision, device)
-        room = data_config.max_sequence_tokens
-        _check_positions(base, config, room)
-        tokenizer = models.load_tokenizer(base_folder)
-        rows = data.encode_split(paths.split("train", prepared), tokenizer, room)
-        model = adapters.attach_adapter(base, adapter, workload.SEED)
-        steps.keep_activations(base, train)
-        drawn = workload.draw_batches(rows, train, tokenizer)
-        parts = config.warmup_steps + config.steps + 3 + len(decoding.BATCHES)
-        with progress("measure", parts, "parts") as shown:
-            with meters.ProcessMeter(after_import) as training:
-                result, trained = _measure_training(TrainStep(model, train), drawn, config, shown)
-            used = _compare_with_ceiling(base, model, trained["train_speed"], precision)
-            shown.advance(done="matrix products")
-            prompt = decoding.draw_prompt(rows, config.prompt_tokens, device)
-            inference = _measure_inference(model, prompt, config, shown)
+    with meters.ProcessMeter(after_import) as loading:
+        base = weights.load_base(base_folder, precision, device)
+    room = data_config.max_sequence_tokens
+    _check_positions(base, config, room)
+    tokenizer = models.load_tokenizer(base_folder)
+    rows = data.encode_split(paths.split("train", prepared), tokenizer, room)
+    model = adapters.attach_adapter(base, adapter, workload.SEED)
+    steps.keep_activations(base, train)
+    drawn = workload.draw_batches(rows, train, tokenizer)
+    parts = config.warmup_steps + config.steps + 3 + len(decoding.BATCHES)
+    with progress("measure", parts, "parts") as shown:
+        with meters.ProcessMeter(after_import) as training:
+            result, trained = _measure_training(TrainStep(model, train), drawn, config, shown)
+        used = _compare_with_ceiling(base, model, trained["train_speed"], precision)
+        shown.advance(done="matrix products")
+        prompt = decoding.draw_prompt(rows, config.prompt_tokens, device)
+        inference = _measure_inference(model, prompt, config, shown)
     memory = _describe_process(after_import, loading, training)
     return records.Record(
         stage="measure",
@@ -158,25 +150,6 @@ def _check_positions(
             f"`measure.prompt_tokens` and `measure.decode_tokens` need {wanted} positions with "
             f"{decoding.WARMUP} for the warm-up, the base has {room}: ask for less"
         )
-
-
-@contextmanager
-def exclusive_device(kind: str) -> Iterator[None]:
-    """Hold this machine's lock on devices of a kind ("cpu"), so that measurements take turns."""
-    path = Path(tempfile.gettempdir()) / f"bitrank-measure-{kind}.lock"
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CREAT, 0o644)
-    except PermissionError:  # another user's: Linux lets nobody else open it "to create"
-        descriptor = os.open(path, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            LOG.info("measure: another measurement is on the %s; waiting until it ends", kind)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)  # which gives the lock back, also when the process is killed
 
 
 def _measure_training(

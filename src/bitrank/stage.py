@@ -15,12 +15,15 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import NoReturn
+from typing import Literal, NoReturn
 
-from bitrank import environment, processes, records
+from bitrank import config, devices, environment, processes, records
 from bitrank.errors import UserError
+
+Use = Literal["shared", "alone", "none"]
+"""How a stage uses the configured device."""
 
 FULL_DISK = os.strerror(errno.ENOSPC)
 
@@ -73,18 +76,19 @@ def told_when_out_of_memory() -> Iterator[None]:
         ) from error
 
 
-def execute(work: Callable[[], records.Record], path: Path) -> None:
+def execute(work: Callable[[], records.Record], path: Path, device: Use = "shared") -> None:
     """Run `work` and write its record to `path`; exit with status 1 on a user's fault.
 
-    Of several processes the first one writes: all have the same record.
+    A measurement must have the device alone. Of several processes the first one writes: all have
+    the same record.
     """
     level = logging.INFO if processes.is_first() else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     # A library's coming changes are for us, who pin its version, not for the person who runs it.
     warnings.simplefilter("ignore", FutureWarning)
-    start = time.perf_counter()
     try:
-        with told_when_out_of_memory():
+        with told_when_out_of_memory(), _device(device):
+            start = time.perf_counter()
             record = work()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -108,6 +112,13 @@ def execute(work: Callable[[], records.Record], path: Path) -> None:
     }
     if processes.is_first():
         records.write_record(dataclasses.replace(record, observation=observation), path)
+
+
+def _device(use: Use) -> AbstractContextManager[None]:
+    """Of several processes of one stage the first one holds the device for all."""
+    if use == "none" or not processes.is_first():
+        return nullcontext()
+    return devices.using(config.load().runtime.device, alone=use == "alone")
 
 
 def _end_interrupted(kept: str) -> NoReturn:
