@@ -22,7 +22,6 @@ echo "1, GPU-bb"
 def own_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Locks of this test's own: others may measure on this machine meanwhile."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    yield
 
 
 @pytest.fixture

@@ -77,7 +77,7 @@ def _to_peft(adapter: LoraAdapter, names: list[str]) -> LoraConfig:
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=adapter.rank,
-        lora_alpha=adapter.alpha_per_rank * adapter.rank,
+        lora_alpha=adapter.alpha,
         lora_dropout=adapter.dropout,
         use_dora=adapter.use_dora,
         use_rslora=adapter.use_rslora,
@@ -257,6 +257,7 @@ def describe_setting(adapter: AdapterConfig) -> dict[str, Any]:
         return {}
     return {
         "alpha_per_rank": adapter.alpha_per_rank,
+        "alpha_per_sqrt_rank": adapter.alpha_per_sqrt_rank,
         "dropout": adapter.dropout,
         "use_rslora": adapter.use_rslora,
     }

@@ -21,6 +21,10 @@ REPORT = DATA / "report"
 RESULTS = DATA / "results"
 HARDWARE = DATA / "hardware.json"
 MLFLOW = DATA / "mlflow"
+SWEEPS = DATA / "sweeps"
+"""What is kept of each sweep: its manifest, and of each point configuration, lock and records."""
+WORKSPACES = Path(".dvc") / "tmp" / "sweeps"
+"""Where points run; DVC does not look for pipelines below its own folder."""
 
 SPLITS = ("train", "validation", "test")
 SUBJECTS = ("original", "quantized", "adapter", "merged")

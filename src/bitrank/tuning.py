@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -18,9 +19,12 @@ class LoraAdapter:
 
     method: Literal["lora"]
     rank: int
-    alpha_per_rank: float
+    alpha_per_rank: float | None
     """alpha / rank. LoRA's update is scaled by just this number, whatever the rank; rsLoRA's by
     alpha / sqrt(rank), which is this number times sqrt(rank) and so grows with the rank."""
+    alpha_per_sqrt_rank: float | None
+    """alpha / sqrt(rank), instead of the above: rsLoRA's update is scaled by just this number,
+    LoRA's by this number / sqrt(rank)."""
     dropout: float
     use_dora: bool
     """Train the length of each row of the weight apart from its direction (Liu et al. 2024)."""
@@ -32,11 +36,27 @@ class LoraAdapter:
     layers: list[int] | str | None
     """Blocks whose layers get one: null for all, a list of numbers from 0, or "last 4"."""
 
+    @property
+    def alpha(self) -> float:
+        """What the policy, of which just one is given, makes of the rank."""
+        if self.alpha_per_rank is not None:
+            return self.alpha_per_rank * self.rank
+        return (self.alpha_per_sqrt_rank or 0.0) * math.sqrt(self.rank)
+
     def faults(self) -> Faults:
         if self.rank < 1:
             yield "rank", f"must be at least 1, got {self.rank}"
-        if self.alpha_per_rank <= 0:
-            yield "alpha_per_rank", f"must be above 0, got {self.alpha_per_rank}"
+        policies = ("alpha_per_rank", "alpha_per_sqrt_rank")
+        given = {name: getattr(self, name) for name in policies if getattr(self, name) is not None}
+        if len(given) != 1:
+            yield (
+                "alpha_per_rank",
+                f"or `adapter.alpha_per_sqrt_rank` must be given, and the other be null; got "
+                f"{'both' if given else 'neither'}",
+            )
+        for name, value in given.items():
+            if value <= 0:
+                yield name, f"must be above 0, got {value}"
         if not 0 <= self.dropout < 1:
             yield "dropout", f"must be in [0, 1), got {self.dropout}"
         if not self.target_modules:

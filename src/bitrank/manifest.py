@@ -1,0 +1,177 @@
+"""What is kept of a sweep, below `data/sweeps/<sweep>`, and how each point stands.
+
+    sweep.json                  the manifest: every point with its status, the code's hash
+    <key>/params.yaml           the point's whole configuration, from the beginning on
+    <key>/outcome.json          how its last run ended
+    <key>/dvc.lock, results, items, report
+
+Whoever runs a point holds its lock, and the operating system gives the lock back when that process
+ends in whatever way: a point that says "running" under a free lock has died without a word.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from bitrank import devices, identity, paths, records
+from bitrank.errors import UserError
+from bitrank.grid import Grid
+
+SCHEMA_VERSION = 1
+Status = Literal["done", "failed", "out of memory", "interrupted", "running", "missing"]
+FAILED = ("failed", "out of memory")
+DIED = "its process ended without a word: it was killed, or the machine went down"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a point stands."""
+
+    status: Status
+    reason: str | None = None
+    """Of a failure, in one line."""
+    seconds: float | None = None
+    """Wall time of its last run, workspace and DVC included."""
+    stages_ran: list[str] | None = None
+    stages_restored: list[str] | None = None
+    lock_sha256: str | None = None
+    """Of `dvc.lock`, which names all inputs and outputs by hash."""
+
+
+class SweepFolder:
+    """The files of one sweep. Paths are relative to the project's root."""
+
+    def __init__(self, sweep: str) -> None:
+        self.sweep = sweep
+        self.folder = paths.SWEEPS / sweep
+        self.scratch = paths.WORKSPACES / sweep
+        """Workspaces, logs and locks; nothing in it outlives the sweep for its own sake."""
+
+    @property
+    def manifest(self) -> Path:
+        return self.folder / "sweep.json"
+
+    def kept(self, key: str) -> Path:
+        return self.folder / key
+
+    def params(self, key: str) -> Path:
+        return self.kept(key) / "params.yaml"
+
+    @property
+    def code(self) -> Path:
+        """The code as it was when the sweep began: a project to copy."""
+        return self.scratch / "code"
+
+    def workspace(self, key: str) -> Path:
+        return self.scratch / key
+
+    def log(self, key: str) -> Path:
+        return self.scratch / f"{key}.log"
+
+    def declare(self, grid: Grid, name: str, code: Mapping[str, Any]) -> None:
+        """Write the manifest with these points beside those that the sweep has already."""
+        with self.changing():
+            known = self._read().get("points", []) if self.manifest.is_file() else []
+            points = {point["key"]: point for point in known}
+            for point in grid.points:
+                points[point.key] = {
+                    "key": point.key,
+                    "overrides": list(point.overrides),
+                    "params_sha256": identity.hash_text(point.text),
+                }
+                records.write_text(self.params(point.key), point.text)
+            self._write({
+                "schema_version": SCHEMA_VERSION,
+                "sweep": self.sweep,
+                "name": name,
+                **code,
+                "overrides": list(grid.fixed),
+                "axes": grid.axes,
+                "points": list(points.values()),
+            })  # fmt: skip
+
+    def refresh(self) -> None:
+        """Bring the statuses in the manifest up to date."""
+        with self.changing():
+            self._write(self._read())
+
+    def commit(self) -> dict[str, Any]:
+        """The code's commit, as `environment.describe_commit` told it."""
+        body = self._read()
+        return {key: body[key] for key in ("git_commit", "git_dirty")}
+
+    def outcomes(self) -> dict[str, Outcome]:
+        """How each point of the manifest stands now, in its order."""
+        return {p["key"]: self.outcome(p["key"]) for p in self._read()["points"]}
+
+    def outcome(self, key: str) -> Outcome:
+        file = self.kept(key) / "outcome.json"
+        if not file.is_file():
+            return Outcome(status="missing")
+        found = Outcome(**json.loads(file.read_text(encoding="utf-8")))
+        if found.status == "running" and not self._is_held(key):
+            return replace(found, status="failed", reason=DIED)
+        return found
+
+    def write_outcome(self, key: str, outcome: Outcome) -> None:
+        body = json.dumps(asdict(outcome), indent=2, sort_keys=True) + "\n"
+        records.write_text(self.kept(key) / "outcome.json", body)
+        self.refresh()
+
+    @contextmanager
+    def holding(self, key: str) -> Iterator[None]:
+        """Be the one process that runs this point; wait for another that does."""
+        with self._locked(f"{key}.lock"):
+            yield
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Be the one process that changes what the points share."""
+        with self._locked("manifest.lock"):
+            yield
+
+    @contextmanager
+    def _locked(self, name: str) -> Iterator[None]:
+        self.scratch.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.scratch / name, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _is_held(self, key: str) -> bool:
+        lock = self.scratch / f"{key}.lock"
+        if not lock.is_file():
+            return False
+        descriptor = os.open(lock, os.O_RDWR)
+        try:
+            return not devices.try_lock(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            body: dict[str, Any] = json.loads(self.manifest.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UserError(f"{self.manifest} does not exist: there is no such sweep") from None
+        except ValueError:
+            raise UserError(
+                f"{self.manifest} is not a manifest: remove it, and the sweep's command writes it"
+            ) from None
+        if body["schema_version"] > SCHEMA_VERSION:
+            raise UserError(f"{self.manifest} was written by a newer bitrank: update this one")
+        return body
+
+    def _write(self, body: dict[str, Any]) -> None:
+        points = [{**point, **asdict(self.outcome(point["key"]))} for point in body["points"]]
+        text = json.dumps({**body, "points": points}, indent=2) + "\n"
+        if not self.manifest.is_file() or self.manifest.read_text(encoding="utf-8") != text:
+            records.write_text(self.manifest, text)

@@ -1,0 +1,152 @@
+"""Sweeps: `python -m bitrank.sweep -m adapter.rank=2,8,32 precision=fp32,nf4 seed=0,1,2`.
+
+Hydra reads the command line and brings the jobs to where they run (`hydra/launcher=...`); a job is
+`dvc repro` in a workspace of its own. All points are composed and checked before the first one
+starts, what several have in common is computed once, and what is done stays done: the same command
+again runs only what is missing, and goes on where it was interrupted.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+
+import hydra
+from hydra.core.utils import JobReturn
+from hydra.plugins.launcher import Launcher
+from omegaconf import DictConfig
+
+from bitrank import composition, environment, pipeline, workspace
+from bitrank.errors import UserError
+from bitrank.grid import Grid, Point, expand
+from bitrank.manifest import FAILED, SweepFolder
+from bitrank.watch import watching
+
+ONE_AT_A_TIME = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+LOG = logging.getLogger(__name__)
+Job = tuple[str, Sequence[str]]
+"""A point's key and the stages to run; none: all."""
+
+
+def main() -> None:
+    """The command line. Exit status: 0 all points are done, 1 some are not, 130 interrupted."""
+    if not (composition.CONF / "sweep.yaml").is_file():
+        sys.exit("error: conf/sweep.yaml does not exist: run this in the project's root")
+    conf = str(composition.CONF.resolve())
+    try:
+        hydra.main(version_base="1.3", config_path=conf, config_name="sweep")(run_job)()
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def run_job(config: DictConfig) -> None:
+    """One job, wherever the launcher runs it."""
+    from bitrank import points
+
+    job = config.sweep.job
+    points.run_point(SweepFolder(job.sweep), job.key, list(job.stages))
+
+
+def run_sweep(arguments: Sequence[str], config: DictConfig, launcher: Launcher) -> None:
+    """Run what is missing of the sweep that the arguments describe, and tell how it ended."""
+    try:
+        grid = expand(arguments)
+        sweep = _declare(grid, config.sweep.name)
+        waiting = [p for p in grid.points if sweep.outcome(p.key).status != "done"]
+        _announce(sweep, grid, len(waiting))
+        if waiting:
+            _run(sweep, waiting, config, launcher)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    if not _tell_end(sweep, [p.key for p in grid.points]):
+        sys.exit(1)
+
+
+def _declare(grid: Grid, name: str | None) -> SweepFolder:
+    code_hash = workspace.hash_code()
+    sweep = SweepFolder(grid.name_sweep(name, code_hash))
+    code = {"code_hash": code_hash, **environment.describe_commit()}
+    sweep.declare(grid, sweep.sweep.rpartition("-")[0], code)
+    return sweep
+
+
+def _announce(sweep: SweepFolder, grid: Grid, num_waiting: int) -> None:
+    num_points = len(grid.points)
+    varied = "; ".join(f"{axis} {', '.join(values)}" for axis, values in grid.axes.items())
+    print(f"sweep {sweep.sweep}: {num_points} points{f' ({varied})' if varied else ''}")
+    print(f"{num_points - num_waiting} done before, {num_waiting} to run; kept in {sweep.folder}",
+          flush=True)  # fmt: skip
+
+
+def _run(
+    sweep: SweepFolder, points: Sequence[Point], config: DictConfig, launcher: Launcher
+) -> None:
+    with sweep.changing():
+        workspace.copy_code(sweep.code)
+    waves: list[Sequence[Job]] = []
+    if config.hydra.launcher._target_ != ONE_AT_A_TIME:  # else no two points meet
+        written = pipeline.load()
+        waves += pipeline.plan_waves(
+            {p.key: pipeline.find_stages(written, p.params) for p in points}
+        )
+    try:
+        with watching(sweep, [point.key for point in points]):
+            for jobs in waves:
+                _prepare(sweep, jobs, launcher)
+            _launch_points(sweep, [point.key for point in points], launcher)
+    finally:
+        sweep.refresh()
+
+
+def _prepare(sweep: SweepFolder, jobs: Sequence[Job], launcher: Launcher) -> None:
+    """Compute what points share. What fails here fails again, and is recorded, at each of them."""
+    try:
+        launcher.launch([[_describe_job(sweep, *job)] for job in jobs], initial_job_idx=0)
+    except Exception as error:
+        LOG.warning("warning: the launcher lost a job: %s", error)
+
+
+def _launch_points(sweep: SweepFolder, keys: Sequence[str], launcher: Launcher) -> None:
+    """Launch points; where the launcher loses a worker, and the others with it, those again."""
+    waiting = list(keys)
+    while waiting:
+        jobs = [[_describe_job(sweep, key, [])] for key in waiting]
+        try:
+            ended: Sequence[JobReturn] = launcher.launch(jobs, initial_job_idx=0)
+        except Exception as error:
+            left = [
+                key for key in waiting if sweep.outcome(key).status in ("missing", "interrupted")
+            ]
+            if len(left) == len(waiting):  # not a worker: the launcher itself
+                raise UserError(f"the launcher failed: {error}") from error
+            waiting = left
+        else:
+            for job in ended:
+                _ = job.return_value  # raises what a job did not expect
+            return
+
+
+def _describe_job(sweep: SweepFolder, key: str, stages: Sequence[str]) -> str:
+    quoted = ",".join(f"'{stage}'" for stage in stages)
+    return f"sweep.job={{sweep:'{sweep.sweep}',key:'{key}',stages:[{quoted}]}}"
+
+
+def _tell_end(sweep: SweepFolder, keys: Sequence[str]) -> bool:
+    """Print each point that is not done with its reason; return whether all are done."""
+    sweep.refresh()
+    outcomes = {key: sweep.outcome(key) for key in keys}
+    for key, outcome in outcomes.items():
+        if outcome.status in FAILED:
+            print(f"{outcome.status}: {key}: {outcome.reason} (log: {sweep.log(key)})")
+    num_done = sum(outcome.status == "done" for outcome in outcomes.values())
+    print(f"{num_done} of {len(keys)} points are done: {sweep.manifest}")
+    if num_done < len(keys):
+        print("the same command again runs what is missing")
+    return num_done == len(keys)
+
+
+if __name__ == "__main__":
+    from bitrank.sweep import main as run  # workers must find the job in a module of this name
+
+    run()

@@ -1,0 +1,179 @@
+"""A folder in which one sweep point runs `dvc repro`: a small project of its own.
+
+It has the code as it was when the sweep began, the point's `params.yaml`, and the main project's
+cache, so that whatever any other point, `dvc repro` or `dvc exp run` computed is restored, and the
+other way round. Downloads and checkpoints are the main project's folders, which outlive it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import psutil
+
+from bitrank import identity, paths, records
+from bitrank.artifacts import whole_folder
+from bitrank.errors import UserError
+
+CODE = ("src", "stages", "dvc.yaml", ".dvcignore", "constraints-numeric.txt")
+"""What a point runs: an edit to any of it begins a new sweep."""
+SHARED = (paths.DOWNLOADS, paths.CHECKPOINTS)
+PATIENCE = 20.0
+"""Seconds that an interrupted pipeline has to end by itself."""
+
+
+def hash_code() -> str:
+    """One hash of the code that a point would run, as it is now.
+
+    Raises:
+        UserError: a part of it is not here.
+    """
+    return identity.hash_json([[str(file), identity.hash_file(file)] for file in _code_files()])
+
+
+def _code_files() -> list[Path]:
+    missing = [name for name in CODE if not Path(name).exists()]
+    if missing:
+        raise UserError(f"{', '.join(missing)} not found: run this in the project's root")
+    found = (file for name in CODE for file in (Path(name), *Path(name).rglob("*")))
+    return sorted(f for f in found if f.is_file() and f.suffix not in (".pyc", ".lock"))
+
+
+def copy_code(target: Path) -> None:
+    """Make `target` a project with this code and the main project's cache, if it is not there."""
+    if target.is_dir():
+        return
+    with whole_folder(target) as partial:
+        for file in _code_files():
+            (partial / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, partial / file)
+        _write_dvc_config(partial / ".dvc")
+
+
+def _write_dvc_config(target: Path) -> None:
+    """The project's own settings, and above them what makes the workspace a part of it."""
+    from configobj import ConfigObj  # DVC's
+
+    target.mkdir()
+    if Path(".dvc/config").is_file():
+        shutil.copy(".dvc/config", target)
+    own = ConfigObj(".dvc/config.local") if Path(".dvc/config.local").is_file() else ConfigObj()
+    cache = _dvc("cache", "dir").stdout.strip()
+    own.setdefault("cache", {})["dir"] = cache
+    own.setdefault("core", {}).update({"no_scm": "true", "analytics": "false"})
+    own.filename = str(target / "config.local")
+    own.write()
+
+
+def _dvc(*arguments: str) -> subprocess.CompletedProcess[str]:
+    answer = subprocess.run(
+        [sys.executable, "-m", "dvc", *arguments], capture_output=True, text=True
+    )
+    if answer.returncode:
+        reason = (answer.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise UserError(f"`dvc {' '.join(arguments)}` failed: {reason}")
+    return answer
+
+
+class Workspace:
+    """`folder` below the main project, which is the current directory."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def make(self, code: Path, params: str, inputs: Iterable[Path]) -> None:
+        """Begin anew: what an earlier process left here may be half of something.
+
+        `inputs`: files and folders of the user's own that the configuration names.
+        """
+        self.remove()
+        shutil.copytree(code, self.folder)
+        records.write_text(self.folder / "params.yaml", params)
+        for path in inputs:
+            if not path.is_absolute():  # those are where they are
+                _link(path, self.folder / path)
+        for shared in SHARED:
+            shared.mkdir(parents=True, exist_ok=True)
+            there = self.folder / shared
+            there.parent.mkdir(parents=True, exist_ok=True)
+            there.symlink_to(shared.resolve())
+
+    def reproduce(self, targets: Iterable[str], log: Path, environment: dict[str, str]) -> int:
+        """Run `dvc repro`; return its exit status. All that it prints goes to `log`.
+
+        Raises:
+            KeyboardInterrupt: after the pipeline was interrupted as well.
+        """
+        scripts = Path(sys.executable).parent
+        # What DVC and Hydra tell their children is of the main project.
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "HYDRA_"))}
+        inherited["PATH"] = f"{scripts}{os.pathsep}{inherited.get('PATH', '')}"
+        inherited["DVC_SITE_CACHE_DIR"] = str((self.folder / ".dvc" / "site").resolve())
+        with log.open("a", encoding="utf-8") as stream:
+            running = subprocess.Popen(
+                [sys.executable, "-m", "dvc", "repro", *targets],
+                cwd=self.folder, env={**inherited, **environment}, stdin=subprocess.DEVNULL,
+                stdout=stream, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+            try:
+                return running.wait()
+            except BaseException:
+                _interrupt(running)
+                self.end_processes()
+                raise
+
+    def end_processes(self) -> None:
+        """Kill what still works here: a killed driver leaves its pipeline running."""
+        here = str(self.folder.resolve())
+        left = [process for process in psutil.process_iter() if _is_of(process, here)]
+        for process in left:
+            process.kill()
+        psutil.wait_procs(left, timeout=PATIENCE)
+
+    def remove(self) -> None:
+        if self.folder.exists():
+            self.end_processes()
+            shutil.rmtree(self.folder)
+
+
+def _interrupt(running: subprocess.Popen[bytes]) -> None:
+    """As Ctrl-C in a terminal would: a training then keeps its checkpoint."""
+    try:
+        os.killpg(running.pid, signal.SIGINT)
+        running.wait(PATIENCE)
+    except (ProcessLookupError, subprocess.TimeoutExpired):
+        pass
+
+
+def _is_of(process: psutil.Process, folder: str) -> bool:
+    """Whether it is DVC or a stage in this folder, and not a shell that someone opened there."""
+    try:
+        return process.cwd() == folder and any(
+            word in " ".join(process.cmdline()) for word in ("dvc repro", "stages/")
+        )
+    except psutil.Error:  # ended, or another user's
+        return False
+
+
+def _link(source: Path, target: Path) -> None:
+    """Nothing is copied where links can be made: weights have gigabytes."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not source.exists():
+        return  # DVC names the missing path better than we could
+    if source.is_dir():
+        shutil.copytree(source, target, copy_function=_link_file)
+    else:
+        _link_file(str(source), str(target))
+
+
+def _link_file(source: str, target: str) -> None:
+    try:
+        os.link(os.path.realpath(source), target)
+    except OSError:
+        shutil.copy2(source, target)
