@@ -18,7 +18,7 @@ from typing import Any
 from bitrank import devices, identity, paths, pipeline
 from bitrank.artifacts import whole_folder
 from bitrank.environment import COMMIT
-from bitrank.manifest import Outcome, SweepFolder
+from bitrank.manifest import Outcome, Status, SweepFolder
 from bitrank.projection import hide_home, parse_yaml
 from bitrank.workspace import CODE, Workspace
 
@@ -27,7 +27,11 @@ KILLED = (-9, 137)
 """Exit statuses of a process that was killed, and of a shell whose child was."""
 RAN = re.compile(r"Running stage '(?:\S+:)?([\w@-]+)'")
 RESTORED = re.compile(r"Stage '(?:\S+:)?([\w@-]+)' is cached")
-ENDED = re.compile(r"failed to reproduce '(?:\S+:)?([\w@-]+)'.*?(?:exited with (-?\d+))?$", re.M)
+ENDED = re.compile(
+    r"^ERROR: failed to reproduce '(?:\S+:)?(?P<stage>[\w@-]+)'"
+    r"(?:.*exited with (?P<status>-?\d+))?",
+    re.M,
+)
 LOG = logging.getLogger(__name__)
 
 
@@ -97,31 +101,19 @@ def _keep(workspace: Path, kept: Path) -> None:
 
 
 def _explain(printed: str, memory_ran_out: bool) -> Outcome:
-    """Why the pipeline ended, from what it printed last."""
+    """Why the pipeline ended: what its last stage said, or how it was killed."""
     ended = ENDED.search(printed)
-    stage, status = ended.groups() if ended else (None, None)
-    where = f"stage {stage}: " if stage else ""
-    told = re.findall(
-        r"^(?:error|ERROR): (.*)$", printed[: ended.start()] if ended else printed, re.M
-    )
-    if status is not None and int(status) in KILLED:
-        reason = (
-            "killed by the system, whose memory ran out"
-            if memory_ran_out
-            else ("killed (signal 9); the system does that when memory runs out")
-        )
-        return _failure(where + reason, memory_ran_out)
-    lines = [
-        line
-        for line in (printed[: ended.start()] if ended else printed).splitlines()
-        if line.strip()
-    ]
-    reason = told[-1] if told else (lines[-1].strip() if lines else "it printed nothing")
-    return _failure(where + reason, "out of memory" in reason)
-
-
-def _failure(reason: str, memory_ran_out: bool) -> Outcome:
-    return Outcome(status="out of memory" if memory_ran_out else "failed", reason=hide_home(reason))
+    before = printed[: ended.start()] if ended else printed
+    lines = [line.strip() for line in before.splitlines() if line.strip()]
+    told = [line.partition(": ")[2] for line in lines if line.lower().startswith("error: ")]
+    reason = (told or lines or ["it printed nothing"])[-1]
+    if ended and int(ended["status"] or 0) in KILLED:
+        reason = "killed (signal 9); the system does that when memory runs out"
+        if memory_ran_out:
+            reason = "killed by the system: out of memory"
+    where = f"stage {ended['stage']}: " if ended else ""
+    status: Status = "out of memory" if "out of memory" in reason else "failed"
+    return Outcome(status=status, reason=hide_home(where + reason))
 
 
 def _count_memory_kills() -> int:
