@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import CPU
 
-from bitrank import adapters, config, models
+from bitrank import adapters, config, identity, low_rank, models
 from bitrank.low_rank import LowRankUpdate
 
 
@@ -27,7 +27,9 @@ def test_a_half_precision_base_gets_an_update_that_was_computed_in_fp32() -> Non
     y = torch.randn(3, 5).bfloat16().requires_grad_()
     x, a, b = torch.randn(3, 4), torch.randn(2, 4), torch.randn(5, 2)
     found = LowRankUpdate.apply(y, x, a, b, 2.0)
-    assert torch.equal(found, y + (2.0 * (x @ a.t()) @ b.t()).bfloat16())
+    # Rounded once, after the sum, as PEFT does.
+    assert torch.equal(found, (y.float() + 2.0 * ((x @ a.t()) @ b.t())).bfloat16())
+    assert torch.equal(found, low_rank.add_update(y.detach(), x, a, b, 2.0))
     found.sum().backward()
     assert y.grad is not None
     assert y.grad.dtype == torch.bfloat16
@@ -65,3 +67,47 @@ def test_peft_computes_the_same_without_it(
     assert len(gradients) == 28
     for name, gradient in wanted.items():
         torch.testing.assert_close(gradients[name], gradient, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("precision", "kind"),
+    [("fp32", "plain"), ("fp32", "rslora"), ("fp32", "dora"), ("fp32", "bfloat16"),
+     ("int8", "plain"), ("int8", "rslora"), ("nf4", "plain"), ("nf4", "dora")],
+)  # fmt: skip
+def test_a_loaded_adapter_computes_what_peft_computes_and_merges_as_it_does(
+    precision: str,
+    kind: str,
+    quantized: Callable[[str], Path],
+    compose: Callable[..., config.RunConfig],
+    tmp_path: Path,
+) -> None:
+    folder = quantized(precision)
+    given = {"rslora": ["adapter.use_rslora=true"], "dora": ["adapter.use_dora=true"]}
+    point = compose(f"precision={precision}", *given.get(kind, [])).adapter
+    trained = adapters.attach_adapter(models.load_model(folder, CPU), point, 0)
+    for _, layer in adapters.lora_layers(trained):
+        torch.nn.init.normal_(layer.lora_B["default"].weight, std=0.1)
+    base_hash = identity.hash_weights(folder)
+    adapters.save_adapter(trained, tmp_path, adapters.Stamp(base_hash=base_hash, data_hash="0"))
+
+    base = models.load_model(folder, CPU)
+    base = base.bfloat16() if kind == "bfloat16" else base
+    model = adapters.load_adapter(base, tmp_path, base_hash)
+    tokens = torch.arange(40).view(2, 20)
+    with torch.no_grad():
+        fused = model(tokens).logits
+        assert torch.equal(fused, model(tokens).logits)  # what is added in place stays there once
+        for _, layer in adapters.lora_layers(model):
+            if kind == "dora":
+                assert not isinstance(layer.lora_variant["default"], low_rank.FusedLora)
+            else:
+                assert isinstance(layer.lora_variant.pop("default"), low_rank.FusedLora)
+        plain = model(tokens).logits
+        assert torch.equal(fused, plain)
+    if precision == "fp32":
+        again = adapters.load_adapter(models.load_model(folder, CPU), tmp_path, base_hash)
+        merged = again.merge_and_unload(safe_merge=True)
+        with torch.no_grad():
+            torch.testing.assert_close(
+                merged(tokens).logits.to(plain.dtype), plain, rtol=1e-3, atol=3e-2
+            )

@@ -68,9 +68,14 @@ def attach_adapter(base: PreTrainedModel, adapter: AdapterConfig, init_seed: int
     if {name for name, _ in lora_layers(model)} != set(targets):
         raise RuntimeError(f"PEFT adapted other layers than {sorted(targets)}")
     if not processes.are_sharding():  # FSDP gathers a weight for its own layer's forward pass only
-        for _, layer in lora_layers(model):
-            layer.lora_variant.setdefault("default", FusedLora())
+        _fuse(model)
     return model
+
+
+def _fuse(model: PeftModel) -> None:
+    """Compute plain LoRA in one operation; DoRA and other variants stay PEFT's own."""
+    for _, layer in lora_layers(model):
+        layer.lora_variant.setdefault("default", FusedLora())
 
 
 def _to_peft(adapter: LoraAdapter, names: list[str]) -> LoraConfig:
@@ -200,7 +205,9 @@ def load_adapter(base: PreTrainedModel, folder: Path, base_hash: str) -> Tuned:
         )
     if full_tuning.is_saved_in(folder):
         return full_tuning.load(base, folder)
-    return PeftModel.from_pretrained(base, str(folder), is_trainable=False).eval()
+    model = PeftModel.from_pretrained(base, str(folder), is_trainable=False).eval()
+    _fuse(model)
+    return model
 
 
 def read_stamp(folder: Path) -> Stamp:

@@ -9,6 +9,7 @@ are the numbers up to rounding.
 
 from __future__ import annotations
 
+import math
 from typing import Any, cast
 
 import torch
@@ -31,8 +32,7 @@ class LowRankUpdate(torch.autograd.Function):
             updated = torch.addmm(y.flatten(0, -2), inner, b.t(), alpha=scale)
             # No view for autograd, which forbids to add to one in place, as Falcon's blocks do.
             return cast(torch.Tensor, torch.ops.aten._unsafe_view(updated, y.shape))
-        update = (inner @ b.t()).mul_(scale)
-        return y + update.to(y.dtype).view_as(y)
+        return _added(y, (inner @ b.t()).mul_(scale))
 
     @staticmethod
     @once_differentiable
@@ -47,8 +47,28 @@ class LowRankUpdate(torch.autograd.Function):
         return gradient, of_x, of_inner @ rows, of_b, None
 
 
+def add_update(
+    y: torch.Tensor, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """`LowRankUpdate` without gradients, written into `y` where the types are the same.
+
+    The result is PEFT's to the last digit: sums run in its order, and to scale inside the product
+    rounds as often as outside where the scale is a power of two.
+    """
+    inner = torch.nn.functional.linear(x, a).flatten(0, -2)
+    if y.dtype == inner.dtype and math.frexp(scale)[0] == 0.5:
+        y.view(-1, y.shape[-1]).addmm_(inner, b.t(), alpha=scale)
+        return y
+    return _added(y, (inner @ b.t()).mul_(scale))
+
+
+def _added(y: torch.Tensor, update: torch.Tensor) -> torch.Tensor:
+    """The sum of both, rounded once to y's type; the update is fp32, or of that type too."""
+    return update.view_as(y).add_(y).to(y.dtype)
+
+
 class FusedLora(LoraVariant):  # type: ignore[misc]
-    """Plain LoRA, computed by `LowRankUpdate`; for training, where nothing is merged."""
+    """Plain LoRA, computed in one operation; merged as PEFT merges plain LoRA."""
 
     @staticmethod
     def forward(
@@ -57,5 +77,23 @@ class FusedLora(LoraVariant):  # type: ignore[misc]
         a, b = (part[active_adapter].weight for part in (module.lora_A, module.lora_B))
         dropped = module.lora_dropout[active_adapter](x)
         scale = module.scaling[active_adapter]
+        if not torch.is_grad_enabled():
+            return add_update(result, dropped, a, b, scale)
         updated = LowRankUpdate.apply(result, dropped, a, b, scale)  # type: ignore[no-untyped-call]
         return cast(torch.Tensor, updated)
+
+    @staticmethod
+    def merge_safe(module: Any, active_adapter: str, orig_weight: torch.Tensor) -> torch.Tensor:
+        return orig_weight + _delta(module, active_adapter, orig_weight)
+
+    @staticmethod
+    def merge_unsafe(module: Any, active_adapter: str, orig_weight: torch.Tensor) -> None:
+        orig_weight.data += _delta(module, active_adapter, orig_weight)
+
+    @staticmethod
+    def unmerge(module: Any, active_adapter: str, orig_weight: torch.Tensor) -> torch.Tensor:
+        return orig_weight - _delta(module, active_adapter, orig_weight)
+
+
+def _delta(module: Any, active_adapter: str, weight: torch.Tensor) -> torch.Tensor:
+    return cast(torch.Tensor, module.get_delta_weight(active_adapter).to(weight.dtype))
