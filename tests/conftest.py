@@ -103,3 +103,19 @@ def train(
         )  # fmt: skip
 
     return trained
+
+
+@pytest.fixture
+def project(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    original: Path,
+    quantized: Callable[[str], Path],
+    compose: Callable[..., config.RunConfig],
+) -> Path:
+    """All that is evaluated, in the current directory: the base is nf4."""
+    from evaluated import write_project
+
+    monkeypatch.chdir(tmp_path)
+    write_project(quantized("nf4"), original, compose)
+    return tmp_path

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import socket
 import statistics
@@ -15,9 +14,16 @@ from typing import Any
 
 import pytest
 import torch
+from evaluated import (
+    RUNTIME,
+    configured,
+    link,
+    score_with_lm_eval,
+    write_free_text,
+    write_prepared,
+)
 
 from bitrank import (
-    adapters,
     evaluation,
     hardware,
     harness,
@@ -29,109 +35,15 @@ from bitrank import (
     tasks,
     weights,
 )
-from bitrank.config import EvaluateConfig, RunConfig, RuntimeConfig
+from bitrank.config import RunConfig
 from bitrank.errors import UserError
-from bitrank.pins import Benchmark
 
 ROOT = Path(__file__).parents[1]
-RUNTIME = RuntimeConfig(device="cpu", threads=1, allow_slow=False)
-QUESTIONS = [
-    {"question": f"What is {n}?", "choices": [f"a {n}", f"not {n} at all"], "gold": n % 2}
-    for n in range(6)
-]
-TEXTS = [{"text": f"Once there were {'very ' * n}many words."} for n in range(2, 8)]
-
-
-def pin(name: str, layout: Any) -> Benchmark:
-    return Benchmark(package="p", version="1", sha256="0" * 64, member="m", name=name,
-                     format=layout, num_items=6)  # fmt: skip
-
-
-def configured(dequantize: bool = True) -> EvaluateConfig:
-    pins = [pin("quiz", "lettered_options"), pin("prose", "text_lines")]
-    return EvaluateConfig(
-        batch_size=4,
-        dequantize=dequantize,
-        benchmarks=pins,
-        benchmark_subjects=list(paths.SUBJECTS),
-    )
-
-
-def write_prepared(folder: Path, answers: list[str], count: int = 9) -> Path:
-    rows = [
-        {"prompt": f"number {n} is", "answer": answers[n % len(answers)], "group": str(n)}
-        for n in range(count)
-    ]
-    for split in paths.SPLITS:
-        records.write_jsonl(paths.split(split, folder), rows)
-    records.write_text(folder / "choices.json", json.dumps(sorted(answers)))
-    return folder
-
-
-def write_free_text(folder: Path, ignore: list[str], stop: list[str], count: int = 6) -> Path:
-    """Prepared rows with free-text answers of up to 6 tokens."""
-    rows = [{"prompt": f"number {n} is" + " so" * (n % 3), "answer": f" {n}", "group": str(n)}
-            for n in range(count)]  # fmt: skip
-    for split in paths.SPLITS:
-        records.write_jsonl(paths.split(split, folder), rows)
-    asked = {"stop": stop, "max_new_tokens": 6, "ignore": ignore}
-    records.write_text(folder / "generation.json", json.dumps(asked))
-    (folder / "choices.json").unlink(missing_ok=True)
-    return folder
-
-
-def link(target: Path, source: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.symlink_to(source, target_is_directory=True)
-
-
-def make_adapter(base: Path, folder: Path, compose: Callable[..., RunConfig]) -> Path:
-    """An adapter that changes what the base computes, as `train` leaves it."""
-    model = adapters.attach_adapter(models.load_model(base), compose().adapter, 0)
-    for _, layer in adapters.lora_layers(model):
-        torch.nn.init.normal_(layer.lora_B["default"].weight, std=0.2)
-    stamp = adapters.Stamp(base_hash=identity.hash_weights(base), data_hash="0" * 64)
-    adapters.save_adapter(model, folder, stamp)
-    return folder
-
-
-@pytest.fixture
-def project(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    original: Path,
-    quantized: Callable[[str], Path],
-    compose: Callable[..., RunConfig],
-) -> Path:
-    """All that is evaluated, in the current directory: the base is nf4."""
-    monkeypatch.chdir(tmp_path)
-    write_prepared(paths.PREPARED, [" cold", " hot", " warm"])
-    records.write_jsonl(paths.BENCHMARKS / "quiz.jsonl", QUESTIONS)
-    records.write_jsonl(paths.BENCHMARKS / "prose.jsonl", TEXTS)
-    link(paths.ORIGINAL, original)
-    link(paths.QUANTIZED, quantized("nf4"))
-    link(paths.MERGED, original)
-    make_adapter(paths.QUANTIZED, paths.ADAPTER, compose)
-    return tmp_path
 
 
 def all_tasks() -> list[tasks.Task]:
     benchmarks = tasks.benchmark_tasks(configured().benchmarks, paths.BENCHMARKS)
     return [tasks.trained_task(paths.PREPARED), *benchmarks]
-
-
-def score_with_lm_eval(task: tasks.Task, model: Any, tokenizer: Any, folder: Path) -> Any:
-    """lm-eval alone, on a file of the documents: what its command line does with a task's YAML."""
-    from lm_eval.evaluator import evaluate
-    from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
-
-    file = folder / f"{task.name}.jsonl"
-    records.write_jsonl(file, task.documents)
-    where = {"data_files": {"test": str(file)}, "cache_dir": str(folder / "cache")}
-    config = {**task.config, "dataset_path": "json", "dataset_kwargs": where}
-    loaded = TaskManager(include_defaults=False).load([config])
-    return evaluate(HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4), loaded)
 
 
 def test_scores_are_those_of_lm_eval_alone(project: Path) -> None:
@@ -171,101 +83,19 @@ def test_nll_is_what_the_model_says_directly(project: Path) -> None:
         assert item.num_tokens == len(row["answer"])  # the tokenizer is one of bytes
 
 
-def test_free_text_is_what_the_model_says_greedily(project: Path) -> None:
-    write_free_text(paths.PREPARED, [], [])
-    model, tokenizer = models.load_model(paths.ORIGINAL), models.load_tokenizer(paths.ORIGINAL)
-    record = evaluation.evaluate_model("original", configured(), RUNTIME)
-
-    def greedy(prompt: str) -> str:
-        ids = list(tokenizer(prompt).input_ids)
-        start = len(ids)
-        while len(ids) < start + 6:
-            best = int(model(torch.tensor([ids])).logits[0, -1].argmax())
-            if best == tokenizer.eos_token_id:
-                break
-            ids.append(best)
-        return tokenizer.decode(ids[start:])
-
-    def direct(prompt: str, answer: str) -> float:
-        start = len(tokenizer(prompt).input_ids)
-        ids = torch.tensor([tokenizer(prompt + answer).input_ids])
-        logprobs = model(ids).logits[0].double().log_softmax(-1)
-        return -sum(float(logprobs[at - 1, ids[0, at]]) for at in range(start, ids.shape[1]))
-
-    rows = records.read_jsonl(paths.split("test"))
-    items = records.read_items(paths.items("original") / "task.jsonl")
-    for row, item in zip(rows, items, strict=True):
-        assert item.doc_hash == identity.hash_json(row)
-        assert item.prediction == greedy(row["prompt"])
-        assert item.target == row["answer"]
-        assert item.nll == pytest.approx(direct(row["prompt"], row["answer"]), abs=1e-4)
-        assert item.num_tokens == len(row["answer"])
-        assert item.choice_nll is None
-    found = record.result["tasks"]["task"]
-    assert found["nll"] == pytest.approx(statistics.fmean(item.nll or 0 for item in items))
-    assert found["num_choices"] is None
-    assert record.treatment["tasks"]["task"]["generation"]["max_gen_toks"] == 6
-    assert record.treatment["tasks"]["task"]["generation"]["until"] == []
-
-
-@pytest.mark.parametrize("ignore", [[], ["(?s).+"], [r"\d"], [r"[^\d]"]])
-def test_free_text_is_compared_as_lm_eval_compares(project: Path, ignore: list[str]) -> None:
-    task = tasks.trained_task(write_free_text(paths.PREPARED, ignore, ["\n"]))
-    model, tokenizer = models.load_model(paths.ORIGINAL), models.load_tokenizer(paths.ORIGINAL)
-    scores = harness.Scorer(model, tokenizer, 4).run(task)
-    alone = score_with_lm_eval(task, model, tokenizer, project)["results"]["task"]
-    assert scores.metrics["exact_match"] == alone["exact_match,none"]
-    assert scores.metrics["exact_match_stderr"] == alone["exact_match_stderr,none"]
-    assert scores.metrics["exact_match"] == (1.0 if ignore == ["(?s).+"] else 0.0)
-    for document, (text, correct) in zip(task.documents, scores.generated, strict=True):
-        assert correct == tasks.same_answer(text, document["answer"], ignore)
-    items = evaluation.list_items(task, scores)
-    assert [item.correct for item in items] == [correct for _, correct in scores.generated]
-
-
-def test_an_answer_ends_at_a_stop_and_spaces_around_it_do_not_count(
-    project: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_free_text(paths.PREPARED, [], ["\n", "<turn>"])
-    model, tokenizer = models.load_model(paths.ORIGINAL), models.load_tokenizer(paths.ORIGINAL)
-    texts = [" 0\nmore", "1<turn>2", "  2 ", "5", "4.", " 5\n5"]
-    task = tasks.trained_task(paths.PREPARED)
-    # In the order in which lm-eval asks: long prompts first.
-    order = sorted(range(6), key=lambda n: (-len(task.documents[n]["prompt"]),
-                                            task.documents[n]["prompt"]))  # fmt: skip
-    said = iter([texts[n] for n in order])
-
-    def generate(_: Any, input_ids: torch.Tensor, **options: Any) -> torch.Tensor:
-        assert options["do_sample"] is False
-        texts = [tokenizer(f"{next(said):<9}").input_ids for _ in input_ids]
-        return torch.cat([input_ids, torch.tensor([row[:9] for row in texts])], dim=1)
-
-    monkeypatch.setattr(type(model), "generate", generate)
-    scores = harness.Scorer(model, tokenizer, 4).run(task)
-    assert [text.rstrip() for text, _ in scores.generated] == [" 0", "1", "  2", "5", "4.", " 5"]
-    assert [correct for _, correct in scores.generated] == [True, True, True, False, False, True]
-    assert evaluation._metrics(scores)["acc"] == scores.metrics["exact_match"] == 4 / 6
-
-
-def test_a_prompt_without_room_for_an_answer_is_refused(project: Path) -> None:
-    task = tasks.trained_task(write_free_text(paths.PREPARED, [], []))
-    model, tokenizer = models.load_model(paths.ORIGINAL), models.load_tokenizer(paths.ORIGINAL)
-    long = [{**task.documents[0], "prompt": "x" * 510}]
-    with pytest.raises(
-        UserError, match=r"prompt of 510 tokens and `data.task.max_new_tokens` \(6\)"
-    ):
-        harness.Scorer(model, tokenizer, 4).run(dataclasses.replace(task, documents=long))
-
-
 class Watched:
-    """The rows of token ids that go through a model, with their padding of zeros."""
+    """What goes through a model: for each position, the tokens that it sees, itself the last."""
 
     def __init__(self, model: Any) -> None:
-        self.rows: list[list[int]] = []
-        model.register_forward_pre_hook(self._see)
+        self.contexts: list[list[int]] = []
+        model.register_forward_pre_hook(self._see, with_kwargs=True)
 
-    def _see(self, _: Any, arguments: Any) -> None:
-        self.rows += arguments[0].tolist()
+    def _see(self, _: Any, arguments: Any, given: dict[str, Any]) -> None:
+        (ids,) = arguments
+        mask = given.get("attention_mask")
+        causal = torch.ones(ids.shape[1], ids.shape[1]).tril().bool()
+        seen = causal if mask is None else mask[0, 0]
+        self.contexts += [row[visible].tolist() for row in ids for visible in seen]
 
 
 def test_one_token_labels_cost_one_row_a_document(tmp_path: Path, original: Path) -> None:
@@ -273,7 +103,10 @@ def test_one_token_labels_cost_one_row_a_document(tmp_path: Path, original: Path
     watched = Watched(model)
     task = tasks.trained_task(write_prepared(tmp_path, ["C", "H", "W"]))
     scores = harness.Scorer(model, tokenizer, 4).run(task)
-    assert len(watched.rows) == scores.num_forward_rows == len(task.documents)
+    assert scores.num_forward_rows == len(task.documents)
+    prompts_alone = [tokenizer(document["prompt"]).input_ids for document in task.documents]
+    assert all(prompt in watched.contexts for prompt in prompts_alone)
+    assert len(watched.contexts) < sum(map(len, prompts_alone))  # what they share is there once
     longer = tasks.trained_task(write_prepared(tmp_path, [" cold", " hot", " warm"]))
     assert harness.Scorer(model, tokenizer, 4).run(longer).num_forward_rows > len(task.documents)
 
@@ -289,12 +122,24 @@ def test_scored_tokens_are_those_of_training(
     for row, counts in zip(task.documents, scores.num_tokens, strict=True):
         trained = prompts.encode(tokenizer, row["prompt"], row["answer"], 200)
         fed = trained.input_ids[:-2]  # without the end token and the token predicted last
-        assert [
-            seen for seen in watched.rows if seen[: len(fed)] == fed and not any(seen[len(fed) :])
-        ]
+        assert fed in watched.contexts
         assert (
             counts[task.config["doc_to_choice"].index(row["answer"])] == trained.num_supervised - 1
         )
+
+
+def test_strings_encoded_ahead_are_encoded_as_lm_eval_does(original: Path) -> None:
+    from lm_eval.models.huggingface import HFLM
+
+    model, tokenizer = models.load_model(original), models.load_tokenizer(original)
+    bos = tokenizer.decode([tokenizer.eos_token_id])
+    strings = ["plain", " spaces ", f"{bos}marked", "", "two\nlines"]
+    for add_bos_token in (None, True, False):
+        alone = HFLM(pretrained=model, tokenizer=tokenizer, add_bos_token=add_bos_token)
+        scorer = harness.Scorer(model, tokenizer, 4)
+        scorer.add_bos_token = add_bos_token
+        scorer._encode_ahead(strings)
+        assert [scorer.tok_encode(s) for s in strings] == [alone.tok_encode(s) for s in strings]
 
 
 def test_a_record_tells_what_was_evaluated(project: Path) -> None:
