@@ -42,7 +42,8 @@ class EarlyStopping(TrainerCallback):
         if best is self._validations[-1]:
             held = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
             Path(args.output_dir).mkdir(parents=True, exist_ok=True)
-            torch.save(held, _file(args))
+            with _file(args).open("wb") as file:  # torch, given a path, does not tell a full disk
+                torch.save(held, file)
         since = len(self._validations) - 1 - self._validations.index(best)
         if since >= self._patience:
             control.should_training_stop = True
