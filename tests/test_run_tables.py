@@ -120,7 +120,7 @@ def test_full_fine_tuning_is_not_told_in_the_words_of_lora(run: Run) -> None:
     assert column(told, "path")[0] == "method"
     assert UNKNOWN not in column(told, "value")
     assert column(run_tables.scores_table(found), "subject")[1:3] == [
-        "base, not quantized", "fully tuned model",
+        "unquantized base", "fully tuned model",
     ]  # fmt: skip
     assert "adapter" not in run_tables.forgetting_table(found).title
 

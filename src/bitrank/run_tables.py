@@ -110,7 +110,7 @@ def label_of(run: Run, subject: str) -> str:
     if subject == "adapter" and run.is_full:
         return "fully tuned model"
     if subject == "quantized" and run.find(*precision) == 0:
-        return "base, not quantized"
+        return "unquantized base"
     return LABELS[subject]
 
 
