@@ -14,7 +14,12 @@ with stage.importing():
 def work() -> records.Record:
     run = config.load()
     return measurement.measure_training_and_inference(
-        run.measure, run.train, run.adapter, run.precision, run.runtime, run.data
+        run.measure,
+        run.train,
+        run.adapter,
+        run.precision,
+        run.runtime,
+        run.data.max_sequence_tokens,
     )
 
 

@@ -14,7 +14,7 @@ with stage.importing():
 def work() -> records.Record:
     run = config.load()
     return training.train_adapter(
-        run.train, run.adapter, run.precision, run.seeds, run.runtime, run.data
+        run.train, run.adapter, run.precision, run.seeds, run.runtime, run.data.max_sequence_tokens
     )
 
 

@@ -98,7 +98,8 @@ def train(
     def trained(*overrides: str, folder: str = "adapter") -> records.Record:
         run = compose(*overrides)
         return training.train_adapter(
-            run.train, run.adapter, run.precision, run.seeds, run.runtime, run.data,
+            run.train, run.adapter, run.precision, run.seeds, run.runtime,
+            run.data.max_sequence_tokens,
             quantized(run.precision.name), prepared, tmp_path / folder, tmp_path / "kept",
         )  # fmt: skip
 

@@ -95,7 +95,7 @@ def test_an_architecture_passes_through_all_stages(
     ends = ENDS["falcon" if name == "falcon" else "llama"]
     assert held["num_quantized_layers"] == held["num_linear_layers"] == 2 * len(ends)
     trained = training.train_adapter(
-        run.train, run.adapter, run.precision, run.seeds, run.runtime, run.data,
+        run.train, run.adapter, run.precision, run.seeds, run.runtime, run.data.max_sequence_tokens,
         quantized, prepared, tmp_path / "adapter",
     )  # fmt: skip
     assert trained.treatment["adapter"]["target_modules"] == ends
@@ -186,7 +186,8 @@ def test_dora_merges_into_rows_of_the_trained_lengths(
     run = compose(f"precision={precision}", "adapter.use_dora=true", "train.epochs=2")
     folder = quantized(precision)
     record = training.train_adapter(
-        run.train, run.adapter, run.precision, run.seeds, run.runtime, run.data, folder,
+        run.train, run.adapter, run.precision, run.seeds, run.runtime,
+        run.data.max_sequence_tokens, folder,
         prepared, tmp_path / "adapter",
     )  # fmt: skip
     assert record.treatment["adapter"]["use_dora"] == [True]
@@ -226,8 +227,8 @@ def test_records_of_switches(
     for override in ("adapter.use_rslora=true", "adapter.use_rslora=false"):
         run = compose("precision=fp32", override)
         found.append(training.train_adapter(
-            run.train, run.adapter, run.precision, run.seeds, run.runtime, run.data,
-            quantized("fp32"), prepared, tmp_path / "adapter",
+            run.train, run.adapter, run.precision, run.seeds, run.runtime,
+            run.data.max_sequence_tokens, quantized("fp32"), prepared, tmp_path / "adapter",
         ))  # fmt: skip
     one, other = (record.treatment for record in found)
     assert {key for key in one if one[key] != other[key]} == {"adapter"}

@@ -52,7 +52,8 @@ def run(
         point = compose(*(STEPS[:1] if full else STEPS), *overrides)
         try:
             return training.train_adapter(
-                point.train, point.adapter, point.precision, point.seeds, point.runtime, point.data,
+                point.train, point.adapter, point.precision, point.seeds, point.runtime,
+                point.data.max_sequence_tokens,
                 quantized(point.precision.name), prepared, tmp_path / name, tmp_path / "kept",
             )  # fmt: skip
         finally:

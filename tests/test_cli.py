@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -187,13 +189,13 @@ def test_a_terminal_gets_a_drawn_table(
     assert "━━" in shown
 
 
-def test_ui_becomes_a_server_for_this_machine_only(
+def test_ui_starts_a_server_for_this_machine_only(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (project / paths.MLFLOW).mkdir(parents=True)
     (project / paths.MLFLOW / DATABASE).touch()
     started: list[list[str]] = []
-    monkeypatch.setattr(os, "execve", lambda _, command, environment: started.append(command))
+    monkeypatch.setattr(board, "serve", lambda command, environment: started.append(command))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -202,6 +204,41 @@ def test_ui_becomes_a_server_for_this_machine_only(
     assert command[command.index("--host") + 1] == "127.0.0.1"
     assert command[command.index("--backend-store-uri") + 1] == own_store().uri
     assert f"http://127.0.0.1:{port}" in capsys.readouterr().out
+
+
+SERVER = """
+import pathlib, signal, sys, time
+def end(*_):
+    time.sleep(1)
+    pathlib.Path("ended").touch()
+    sys.exit()
+signal.signal(signal.SIGTERM, end)
+pathlib.Path("started").touch()
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_ui_ends_in_silence_once_its_server_has(project: Path, number: signal.Signals) -> None:
+    """Sent to the whole group, as a terminal does."""
+    code = (
+        "import os, signal, sys; from bitrank import board, cli\n"
+        # As in a terminal, even where the tests run in the background.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
+        f"command = [sys.executable, '-c', {SERVER!r}]\n"
+        "board.prepare_server = lambda port: ('here', command, dict(os.environ))\n"
+        "sys.argv = ['bitrank', 'ui']; cli.main()"
+    )
+    running = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True,
+                               stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
+    while not Path("started").exists():
+        assert running.poll() is None
+        time.sleep(0.05)
+    os.killpg(running.pid, number)
+    told, _ = running.communicate(timeout=60)
+    assert (running.returncode, told.splitlines()[-1]) == (130, "Ctrl-C ends it")
+    assert Path("ended").exists()
 
 
 def test_ui_names_a_port_that_is_taken(project: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bitrank import adapters, config, identity, models, records, training
+from bitrank import adapters, config, early_stopping, identity, models, records, stage, training
 from bitrank.checkpoints import Checkpoints
 from bitrank.trainer import AdapterTrainer
 
@@ -68,3 +68,16 @@ def test_while_the_loss_falls_it_changes_nothing(train: Train) -> None:
     losses = [validation["loss"] for validation in plain.result["validation"]]
     assert losses[-1] == min(losses), "choose a rate at which the last loss is the lowest"
     assert patient.result == plain.result
+
+
+def test_a_disk_without_room_for_the_best_weights_is_told_in_one_line(
+    train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(early_stopping, "_file", lambda _: Path("/dev/full"))
+    with pytest.raises(SystemExit) as ended:
+        stage.execute(lambda: train("train.early_stopping_patience=2"), tmp_path / "train.json")
+    assert ended.value.code == 1
+    assert "error: No space left on device: " in capsys.readouterr().err
+    assert not (tmp_path / "adapter").exists()
+    assert not (tmp_path / "train.json").exists()

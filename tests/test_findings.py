@@ -153,3 +153,7 @@ def test_full_fine_tuning_has_no_rank(run: Run) -> None:
     changes = {"precision": live, "adapter": {"method": "full"}}
     found = changed(run, "train", "treatment", changes)
     assert findings.describe_method(found) == "Full fine-tuning (fp32)"
+    told = [findings.write_headline(with_adapter(found, flipped(run, 60, correct=False))),
+            *findings.write_points(found)]  # fmt: skip
+    assert "a bag of words beats the tuned model" in told[0]
+    assert not [sentence for sentence in told if "adapter" in sentence]

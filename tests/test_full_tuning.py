@@ -33,7 +33,7 @@ def trained(
 ) -> records.Record:
     run = compose(*FULL)
     return training.train_adapter(
-        run.train, run.adapter, run.precision, run.seeds, run.runtime, run.data,
+        run.train, run.adapter, run.precision, run.seeds, run.runtime, run.data.max_sequence_tokens,
         quantized("fp32"), prepared, tmp_path / "adapter",
     )  # fmt: skip
 
@@ -97,8 +97,8 @@ def test_its_memory_is_that_of_four_copies_of_the_weights(
     monkeypatch.setattr(measurement.tempfile, "gettempdir", lambda: str(tmp_path))
     run = compose(*FULL)
     record = measurement.measure_training_and_inference(
-        run.measure, run.train, run.adapter, run.precision, run.runtime, run.data,
-        quantized("fp32"), prepared,
+        run.measure, run.train, run.adapter, run.precision, run.runtime,
+        run.data.max_sequence_tokens, quantized("fp32"), prepared,
     )  # fmt: skip
     memory = record.result["train_memory"]
     trained = 4 * record.treatment["adapter"]["num_trainable_parameters"]

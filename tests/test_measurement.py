@@ -61,8 +61,8 @@ def measure(quantized: Callable[[str], Path], prepared: Path, compose: Compose) 
     def measured(*overrides: str) -> records.Record:
         run = compose("runtime.threads=1", *overrides)
         return measurement.measure_training_and_inference(
-            run.measure, run.train, run.adapter, run.precision, run.runtime, run.data,
-            quantized(run.precision.name), prepared,
+            run.measure, run.train, run.adapter, run.precision, run.runtime,
+            run.data.max_sequence_tokens, quantized(run.precision.name), prepared,
         )  # fmt: skip
 
     return measured
@@ -270,8 +270,8 @@ def test_the_base_must_be_held_as_configured(
     run = compose("precision=nf4")
     with pytest.raises(UserError, match="`precision`"):
         measurement.measure_training_and_inference(
-            run.measure, run.train, run.adapter, run.precision, run.runtime, run.data,
-            quantized("fp32"), prepared,
+            run.measure, run.train, run.adapter, run.precision, run.runtime,
+            run.data.max_sequence_tokens, quantized("fp32"), prepared,
         )  # fmt: skip
 
 

@@ -29,7 +29,7 @@ def merge(
         run = compose(*overrides)
         folder, adapter = quantized(run.precision.name), tmp_path / "adapter"
         training.train_adapter(run.train, run.adapter, run.precision, run.seeds, run.runtime,
-                               run.data, folder, prepared, adapter)  # fmt: skip
+                               run.data.max_sequence_tokens, folder, prepared, adapter)  # fmt: skip
         return merging.merge_adapter(
             run.merge, run.runtime, folder, original, adapter, prepared, tmp_path / "merged"
         )

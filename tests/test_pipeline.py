@@ -210,6 +210,33 @@ def test_an_edit_runs_again_what_it_can_change_and_nothing_else(
     assert {stage for stage in changed if "hardware" not in stage} == DEPENDS[name]
 
 
+SETTINGS = {  # by hand: the stages that a setting runs again by itself
+    "data.num_test=20": {"prepare"},
+    "data.max_sequence_tokens=100": {"prepare", "train", "measure"},
+    "train.learning_rate=1e-3": {"train", "measure"},
+    "evaluate.batch_size=8": EVALUATIONS,
+}
+
+
+@pytest.mark.parametrize("override", SETTINGS)
+def test_a_setting_runs_again_what_it_can_change_and_nothing_else(
+    override: str, project: Project
+) -> None:
+    project.compose(override)
+    changed = set(json.loads(project.run("dvc", "status", "--json")))
+    project.compose()
+    assert {stage for stage in changed if "hardware" not in stage} == SETTINGS[override] | {
+        "record"
+    }
+
+
+def test_prepared_rows_that_stay_the_same_are_not_trained_on_again(project: Project) -> None:
+    project.compose("data.name=other")
+    ran = project.repro()
+    project.compose()
+    assert ran == {"hardware", "prepare", "report", "record"}
+
+
 def test_a_source_of_another_kind_is_watched_when_it_is_used() -> None:
     text = (ROOT / "dvc.yaml").read_text()
     assert "src/bitrank/sources/${model.source.kind}.py" in text

@@ -125,6 +125,16 @@ def test_the_end_token_ends_the_answer(tiny: tuple[Any, Any]) -> None:
     assert generate(model, tokenizer, "abc", 5) == ""
 
 
+def test_a_stop_ends_the_answer_before_it(tiny: tuple[Any, Any]) -> None:
+    model, tokenizer = tiny
+    whole = generate(model, tokenizer, "abc", 8)
+    places = [place for place in range(1, len(whole)) if whole[place] not in whole[:place]]
+    assert places, "a random model's answer has more than one character"
+    for place in places:
+        stops = ["no such text", whole[place], whole[place:]]
+        assert generate(model, tokenizer, "abc", 8, stops) == whole[:place]
+
+
 @pytest.mark.parametrize(
     ("text", "template", "prompt"),
     [

@@ -35,7 +35,8 @@ def run(self):
 trainer.AdapterTrainer.run = run
 r = config.load()
 stage.execute(lambda: training.train_adapter(
-    r.train, r.adapter, r.precision, r.seeds, r.runtime, r.data, base, prepared, target,
+    r.train, r.adapter, r.precision, r.seeds, r.runtime, r.data.max_sequence_tokens,
+    base, prepared, target,
 ), Path("train.json"))
 """
 OPTIONS = ("precision=nf4", "train.epochs=2", "adapter.dropout=0", "train.micro_batch_size=4")
@@ -66,8 +67,8 @@ def alone(
     def trained(*overrides: str) -> records.Record:
         run = compose(*OPTIONS, *overrides)
         return training.train_adapter(
-            run.train, run.adapter, run.precision, run.seeds, run.runtime, run.data,
-            quantized("nf4"), prepared, tmp_path / "alone",
+            run.train, run.adapter, run.precision, run.seeds, run.runtime,
+            run.data.max_sequence_tokens, quantized("nf4"), prepared, tmp_path / "alone",
         )  # fmt: skip
 
     return trained

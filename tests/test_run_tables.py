@@ -102,6 +102,29 @@ def test_a_score_that_a_record_lacks_is_unknown_and_so_is_its_change(run: Run) -
     assert column(run_tables.differences_table(partial), "verdict")[:2] == [UNKNOWN, UNKNOWN]
 
 
+def test_a_benchmark_that_was_not_asked_for_is_not_unknown(run: Run) -> None:
+    merged = run.records["evaluate-merged"]
+    alone = replace(merged, result={"tasks": {"task": merged.result["tasks"]["task"]}})
+    found = Run(records={**run.records, "evaluate-merged": alone}, items=run.items)
+    assert set(column(run_tables.benchmarks_table(found), "merged")) == {"–"}
+    assert "–" not in column(run_tables.benchmarks_table(run), "adapter")
+
+
+def test_full_fine_tuning_is_not_told_in_the_words_of_lora(run: Run) -> None:
+    changes = {"train": {"adapter": {"method": "full", "dtypes": ["float32"]}},
+               "quantize": {"precision": {"name": "fp32", **fake_run.PLAIN}}}  # fmt: skip
+    full = {stage: replace(run.records[stage], treatment={**run.records[stage].treatment, **new})
+            for stage, new in changes.items()}  # fmt: skip
+    found = Run(records={**run.records, **full}, items=run.items)
+    told = facts.facts_table(found, "adapter", "What was trained", facts.ADAPTER)
+    assert column(told, "path")[0] == "method"
+    assert UNKNOWN not in column(told, "value")
+    assert column(run_tables.scores_table(found), "subject")[1:3] == [
+        "unquantized base", "fully tuned model",
+    ]  # fmt: skip
+    assert "adapter" not in run_tables.forgetting_table(found).title
+
+
 def test_the_memory_table_keeps_bytes_and_shares_of_the_peak(run: Run) -> None:
     rows = to_csv(run_tables.memory_table(run)).splitlines()
     assert rows[1] == f'"weights",168500000,{168_500_000 / 700_000_000}'

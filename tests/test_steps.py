@@ -20,8 +20,8 @@ def measure(
     run: config.RunConfig, quantized: Callable[[str], Path], prepared: Path
 ) -> records.Record:
     return measurement.measure_training_and_inference(
-        run.measure, run.train, run.adapter, run.precision, run.runtime, run.data,
-        quantized(run.precision.name), prepared,
+        run.measure, run.train, run.adapter, run.precision, run.runtime,
+        run.data.max_sequence_tokens, quantized(run.precision.name), prepared,
     )  # fmt: skip
 
 

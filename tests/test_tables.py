@@ -65,6 +65,13 @@ def test_a_change_carries_its_sign() -> None:
     assert measured(-0.1, 0.01, signed=True).text.startswith("−")
 
 
+@pytest.mark.parametrize("value", [-1e-9, -0.0, 0.0, 1e-9])
+def test_what_rounds_to_zero_has_no_sign(value: float) -> None:
+    assert measured(value, 3e-8, signed=True).text == "0.000000 ± 0.000000"
+    assert measured(value, None).text == "0.000 ± unknown"
+    assert measured(6e-7, 3e-8, signed=True).text == "+0.000001 ± 0.000000"
+
+
 @pytest.mark.parametrize(
     ("value", "shown"),
     [

@@ -163,5 +163,6 @@ def test_a_base_of_another_precision_is_refused(
     with pytest.raises(UserError, match="the base is not what `precision` asks for"):
         training.train_adapter(
             run.train, run.adapter, dataclasses.replace(run.precision, double_quant=False),
-            run.seeds, run.runtime, run.data, quantized("nf4"), prepared, tmp_path / "a", tmp_path,
+            run.seeds, run.runtime,
+            run.data.max_sequence_tokens, quantized("nf4"), prepared, tmp_path / "a", tmp_path,
         )  # fmt: skip

@@ -9,8 +9,11 @@ understand the view, its page says so and shows its own.
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 
 from bitrank import records
@@ -91,4 +94,28 @@ def prepare_server(port: int) -> tuple[str, list[str], dict[str, str]]:
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # helpers for its evaluation jobs
         "PYTHONWARNINGS": "ignore",
     }
-    return address(port, store), [*command, "--workers", "1"], environment
+    # Its news of starting, of each request and of stopping; faults it still tells.
+    command += ["--workers", "1", "--uvicorn-opts", "--log-level warning"]
+    return address(port, store), command, environment
+
+
+def serve(command: Sequence[str], environment: Mapping[str, str]) -> None:
+    """Run the server until it has ended, or a person ends it with Ctrl-C, a kill or a hang-up.
+
+    Raises:
+        UserError: it failed; it has told why.
+        KeyboardInterrupt: the person's, once the server has ended.
+    """
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores the second
+            signal.signal(number, signal.default_int_handler)
+    # Out of reach of the terminal's Ctrl-C, at which it would end with pages of its own.
+    server = subprocess.Popen(command, env=environment, process_group=0)
+    try:
+        status = server.wait()
+    except KeyboardInterrupt:
+        server.terminate()
+        server.wait()
+        raise
+    if status != 0:
+        raise UserError(f"MLflow's server ended with status {status}")

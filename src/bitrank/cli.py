@@ -116,7 +116,7 @@ def ui(
     if "MLFLOW_TRACKING_URI" in os.environ:
         print("note: MLFLOW_TRACKING_URI is set: newer runs are there, not here")
     print(f"starting MLflow (about 10 seconds); then open\n  {address}\nCtrl-C ends it", flush=True)
-    os.execve(command[0], command, environment)
+    board.serve(command, environment)
 
 
 @app.command()

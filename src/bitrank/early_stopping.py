@@ -28,16 +28,6 @@ class EarlyStopping(TrainerCallback):
     def __init__(self, patience: int, validations: Sequence[dict[str, Any]]) -> None:
         self._patience, self._validations = patience, validations
 
-    def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: torch.nn.Module,
-        **_: Any,
-    ) -> None:
-        self._look(args, state, control, model)
-
     def on_log(
         self,
         args: TrainingArguments,
@@ -46,7 +36,20 @@ class EarlyStopping(TrainerCallback):
         model: torch.nn.Module,
         **_: Any,
     ) -> None:
-        self._look(args, state, control, model)
+        if not self._validations or self._validations[-1]["step"] != state.global_step:
+            return
+        best = best_validation(self._validations)
+        if best is self._validations[-1]:
+            held = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+            Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+            with _file(args).open("wb") as file:  # torch, given a path, does not tell a full disk
+                torch.save(held, file)
+        since = len(self._validations) - 1 - self._validations.index(best)
+        if since >= self._patience:
+            control.should_training_stop = True
+            control.should_save = False  # Trainer takes one more step after a checkpoint, always
+
+    on_train_begin = on_log  # the first validation comes before the first step
 
     def on_train_end(
         self,
@@ -61,25 +64,6 @@ class EarlyStopping(TrainerCallback):
             for name, parameter in model.named_parameters():
                 if name in best:
                     parameter.copy_(best[name])
-
-    def _look(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: torch.nn.Module,
-    ) -> None:
-        if not self._validations or self._validations[-1]["step"] != state.global_step:
-            return
-        best = best_validation(self._validations)
-        if best is self._validations[-1]:
-            held = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
-            Path(args.output_dir).mkdir(parents=True, exist_ok=True)
-            torch.save(held, _file(args))
-        since = len(self._validations) - 1 - self._validations.index(best)
-        if since >= self._patience:
-            control.should_training_stop = True
-            control.should_save = False  # Trainer takes one more step after a checkpoint, always
 
 
 def _file(args: TrainingArguments) -> Path:

@@ -20,6 +20,8 @@ class Fact:
     path: str
     """Stage, part and keys, joined by dots."""
     kind: Kind | None = None
+    of_lora: bool = False
+    """Full fine-tuning has no such thing."""
 
 
 ASKED = (
@@ -51,22 +53,23 @@ ASKED = (
 )
 ADAPTER = (
     Fact("method", "train.treatment.adapter.method"),
-    Fact("rank", "train.treatment.adapter.rank"),
-    Fact("factor of the update", "train.treatment.adapter.scaling"),
-    Fact("DoRA", "train.treatment.adapter.use_dora"),
-    Fact("rsLoRA", "train.treatment.adapter.use_rslora"),
-    Fact("dropout", "train.treatment.adapter.dropout"),
-    Fact("adapted layers", "train.treatment.adapter.num_adapted_layers"),
-    Fact("their names", "train.treatment.adapter.target_modules"),
-    Fact("their blocks", "train.treatment.adapter.blocks"),
+    Fact("rank", "train.treatment.adapter.rank", of_lora=True),
+    Fact("factor of the update", "train.treatment.adapter.scaling", of_lora=True),
+    Fact("DoRA", "train.treatment.adapter.use_dora", of_lora=True),
+    Fact("rsLoRA", "train.treatment.adapter.use_rslora", of_lora=True),
+    Fact("dropout", "train.treatment.adapter.dropout", of_lora=True),
+    Fact("adapted layers", "train.treatment.adapter.num_adapted_layers", of_lora=True),
+    Fact("their names", "train.treatment.adapter.target_modules", of_lora=True),
+    Fact("their blocks", "train.treatment.adapter.blocks", of_lora=True),
     Fact("type of its weights", "train.treatment.adapter.dtypes"),
     Fact("trainable parameters", "train.result.num_trainable_parameters"),
     Fact("share of all parameters", "train.result.trainable_share"),
-    Fact("trainable outside the adapter", "train.treatment.adapter.trainable_outside_adapter"),
+    Fact("trainable outside the adapter", "train.treatment.adapter.trainable_outside_adapter",
+         of_lora=True),
     Fact("size on disk", "train.result.adapter_bytes"),
     Fact("gradient checkpointing", "train.treatment.gradient_checkpointing"),
     Fact("accumulated passes a step", "train.treatment.gradient_accumulation_steps"),
-)
+)  # fmt: skip
 _PROCESS = "measure.observation.process_memory"
 PROCESS_MEMORY = (
     Fact("after the imports", f"{_PROCESS}.after_import_bytes"),
@@ -110,7 +113,7 @@ QUANTIZATION = (
     Fact("relative error (Frobenius norm)", "quantize.result.relative_error"),
 )
 MERGE = (
-    Fact("the update is added to", "merge.treatment.base"),
+    Fact("the update is added to", "merge.treatment.base", of_lora=True),
     Fact("type of the weights", "merge.treatment.dtype"),
     Fact("size", "merge.result.size_bytes"),
     Fact("merged layers", "merge.result.num_merged_layers"),
@@ -143,6 +146,8 @@ AUDIT = (
 def facts_table(run: Run, name: str, title: str, facts: tuple[Fact, ...]) -> Table:
     rows = []
     for fact in facts:
+        if fact.of_lora and run.is_full:
+            continue
         stage, *keys = fact.path.split(".")
         rows.append([Cell(fact.label, fact.path), look_up(run, stage, *keys, kind=fact.kind)])
     return Table(name=name, title=title, columns=COLUMNS, rows=rows)

@@ -22,7 +22,7 @@ def write_headline(run: Run) -> str:
     """One sentence or two: what training did to accuracy, and what the control reaches."""
     before, after = (run.score(subject, TASK, "acc") for subject in ("quantized", "adapter"))
     if before is None or after is None:
-        absent = "quantized base" if before is None else "adapter"
+        absent = "quantized base" if before is None else name_trained(run)
         return f"No verdict: the {absent} has no score on the trained task."
     outcome = verdict(compare(run, TASK, "acc", "quantized", "adapter"), "acc")
     moved = {
@@ -52,10 +52,14 @@ def write_brief(run: Run) -> str:
 def describe_method(run: Run) -> str:
     """Such as "QLoRA (nf4, rank 8)"; LoRA over 4-bit weights is called QLoRA."""
     precision, rank = describe_base(run), run.find("train", "treatment", "adapter", "rank")
-    if run.find("train", "treatment", "adapter", "method") == "full":
+    if run.is_full:
         return f"Full fine-tuning ({precision})"
     name = "QLoRA" if precision in FOUR_BIT else "LoRA"
     return f"{name} ({precision}, rank {format_value(rank)})"
+
+
+def name_trained(run: Run) -> str:
+    return "tuned model" if run.is_full else "adapter"
 
 
 def describe_base(run: Run) -> str:
@@ -78,11 +82,11 @@ def _control_clause(run: Run, accuracy: float) -> str:
     clause = f"TF-IDF on the same rows reaches {reached:.3f}"
     return {
         "better": clause,
-        "worse": f"{clause}: a bag of words beats the adapter",
+        "worse": f"{clause}: a bag of words beats the {name_trained(run)}",
         "unknown": f"{clause}, and whether noise explains the distance is unknown",
     }.get(
         verdict(lead, "acc"),
-        f"{clause}: the adapter does not beat a bag of words by more than noise",
+        f"{clause}: the {name_trained(run)} does not beat a bag of words by more than noise",
     )
 
 
@@ -124,7 +128,7 @@ def _majority(run: Run) -> str:
         return f"Always giving the most frequent answer would reach {share:.3f}."
     return (
         f"Always giving the most frequent answer would reach {share:.3f}: "
-        "the adapter is not above it by more than noise."
+        f"the {name_trained(run)} is not above it by more than noise."
     )
 
 

@@ -34,7 +34,6 @@ from bitrank import (
     workload,
 )
 from bitrank.config import (
-    DataConfig,
     MeasureConfig,
     PrecisionConfig,
     RuntimeConfig,
@@ -72,7 +71,7 @@ def measure_training_and_inference(
     adapter: AdapterConfig,
     precision: PrecisionConfig,
     runtime: RuntimeConfig,
-    data_config: DataConfig,
+    max_tokens: int,
     base_folder: Path = paths.QUANTIZED,
     prepared: Path = paths.PREPARED,
 ) -> records.Record:
@@ -80,16 +79,15 @@ def measure_training_and_inference(
 
     Raises:
         UserError: the base is not held as configured, a target layer is unknown, an answer does
-            not fit, or `measure` asks for more tokens than the base has positions.
+            not fit `max_tokens`, or `measure` asks for more tokens than the base has positions.
     """
     device = environment.prepare_runtime(runtime, precision)
     after_import = meters.process_memory()["resident_bytes"]
     with meters.ProcessMeter(after_import) as loading:
         base = weights.load_base(base_folder, precision, device)
-    room = data_config.max_sequence_tokens
-    _check_positions(base, config, room)
+    _check_positions(base, config, max_tokens)
     tokenizer = models.load_tokenizer(base_folder)
-    rows = data.encode_split(paths.split("train", prepared), tokenizer, room)
+    rows = data.encode_split(paths.split("train", prepared), tokenizer, max_tokens)
     model = adapters.attach_adapter(base, adapter, workload.SEED)
     steps.keep_activations(base, train)
     drawn = workload.draw_batches(rows, train, tokenizer)

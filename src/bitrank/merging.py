@@ -75,7 +75,9 @@ def merge_adapter(
             "base_hash": base_hash,
             "added_to_hash": base_hash if source == quantized else identity.hash_weights(source),
             "adapter_hash": identity.hash_weights(adapter),
-            "compared_with": "base and adapter, quantized layers computing as in training",
+            "compared_with": "tuned model"
+            if isinstance(tuned, PreTrainedModel)
+            else "base and adapter, quantized layers computing as in training",
         },
         result={
             "merged_hash": merged_hash,

@@ -17,7 +17,17 @@ from typing import Any
 
 import torch
 
-from bitrank import adapters, batches, conversations, identity, models, paths, prompts, weights
+from bitrank import (
+    adapters,
+    batches,
+    conversations,
+    identity,
+    models,
+    paths,
+    prompts,
+    tasks,
+    weights,
+)
 from bitrank.config import DataConfig
 from bitrank.data_config import ChatFormat
 from bitrank.errors import UserError
@@ -95,10 +105,11 @@ def predict(prompt: str, device: torch.device, max_new_tokens: int = 8) -> Itera
     missing = {subject: _missing_stage(subject) for subject in paths.SUBJECTS}
     if all(missing.values()):
         raise UserError("there is no model yet: `dvc repro` makes them")
-    choices = read_choices()
+    choices, free_text = read_choices(), tasks.read_generation(paths.PREPARED)
+    stops = [] if free_text is None else free_text.stop
     for subject, stage in missing.items():
         if stage is None:
-            yield _answer(subject, prompt, choices, device, max_new_tokens)
+            yield _answer(subject, prompt, choices, stops, device, max_new_tokens)
         else:
             yield Answer(subject=subject, missing=stage)
 
@@ -109,7 +120,12 @@ def _missing_stage(subject: str) -> str | None:
 
 
 def _answer(
-    subject: str, prompt: str, choices: Sequence[str], device: torch.device, max_new_tokens: int
+    subject: str,
+    prompt: str,
+    choices: Sequence[str],
+    stops: Sequence[str],
+    device: torch.device,
+    max_new_tokens: int,
 ) -> Answer:
     folder = PARTS[subject][0][0]
     tokenizer = models.load_tokenizer(folder)
@@ -123,14 +139,19 @@ def _answer(
         subject=subject,
         missing=None,
         held_as=" + ".join(types),
-        text=generate(model, tokenizer, prompt, max_new_tokens),
+        text=generate(model, tokenizer, prompt, max_new_tokens, stops),
         choices=tuple(rank_choices(model, tokenizer, prompt, choices)[:NUM_SHOWN]),
     )
 
 
 @torch.inference_mode()
-def generate(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int) -> str:
-    """The likeliest token at each step, up to the end token, whatever the model's own settings."""
+def generate(
+    model: Any, tokenizer: Any, prompt: str, max_new_tokens: int, stops: Sequence[str] = ()
+) -> str:
+    """The likeliest token at each step, whatever the model's own settings.
+
+    The end token ends an answer, and so does any text of `stops`, as in evaluation.
+    """
     ids = list(tokenizer(prompt).input_ids)
     if ids[-1] == tokenizer.eos_token_id:
         ids.pop()  # some tokenizers add it themselves
@@ -141,6 +162,10 @@ def generate(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int) -> st
         if best == tokenizer.eos_token_id:
             break
         answer.append(best)
+        text = str(tokenizer.decode(answer))
+        ends = [text.index(stop) for stop in stops if stop in text]
+        if ends:
+            return text[: min(ends)]
         cache, step = output.past_key_values, torch.tensor([[best]], device=model.device)
     return str(tokenizer.decode(answer))
 

@@ -100,10 +100,17 @@ def encode(
     )
 
 
+def encode_choices(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, choices: Sequence[str]
+) -> dict[str, Encoded]:
+    """Each choice after `prompt`, whole."""
+    return {choice: encode(tokenizer, prompt, choice, NO_LIMIT) for choice in choices}
+
+
 def count_one_token(tokenizer: PreTrainedTokenizerBase, prompt: str, choices: Sequence[str]) -> int:
     """How many choices are one token after `prompt`: all of them are scored by one forward pass."""
-    trained = (encode(tokenizer, prompt, choice, NO_LIMIT) for choice in choices)
-    return sum(row.num_supervised == 2 for row in trained)  # the choice, and the end token
+    encoded = encode_choices(tokenizer, prompt, choices).values()
+    return sum(row.num_supervised == 2 for row in encoded)  # the choice, and the end token
 
 
 def _num_shared(tokenizer: PreTrainedTokenizerBase, text: str, whole: Sequence[int]) -> int:

@@ -115,7 +115,8 @@ def build_sections(run: Run) -> list[Section]:
                 data=[_layer_table(run)],
                 tables=[table("quantization", "The quantized base", facts.QUANTIZATION)]),
         Section(key="merge", title="Merge",
-                text=["The merged model against base and adapter, on the same prompts."],
+                text=[f"The merged model against the {run_tables.label_of(run, 'adapter')}, on the "
+                      "same prompts."],
                 tables=[table("merge", "Merge check", facts.MERGE)]),
         Section(key="audit", title="Data and label audit",
                 text=["Example rows, token by token, stand in data/audit/label_audit.html."],

@@ -91,16 +91,27 @@ def score_cell(run: Run, subject: str, task: str, metric: str) -> Cell:
     """A score with its standard error; without, where the metric has none."""
     if ANSWERING[subject] not in run.records:
         return Cell(MISSING)
+    if task in run.benchmarks and not run.find(ANSWERING[subject], "result", "tasks", task):
+        return Cell(NOT_APPLICABLE)
     value = run.score(subject, task, metric)
     stderr = run.score(subject, task, f"{metric}_stderr")
     return show(value) if metric.endswith(_WITHOUT_ERROR) else measured(value, stderr)
 
 
 def label_of(run: Run, subject: str) -> str:
-    """What a subject is called; a bag of words classifies, or copies the answer of a neighbour."""
+    """What a subject is called, by what it was in this run.
+
+    A bag of words classifies, or copies the answer of a neighbour.
+    """
     classifier = run.find("control", "treatment", "classifier")
-    told = subject == CONTROL and classifier is not None
-    return f"TF-IDF + {classifier}" if told else LABELS[subject]
+    precision = ("quantize", "treatment", "precision", "num_quantized_layers")
+    if subject == CONTROL and classifier is not None:
+        return f"TF-IDF + {classifier}"
+    if subject == "adapter" and run.is_full:
+        return "fully tuned model"
+    if subject == "quantized" and run.find(*precision) == 0:
+        return "unquantized base"
+    return LABELS[subject]
 
 
 def scores_table(run: Run) -> Table:
@@ -165,7 +176,7 @@ def differences_table(run: Run) -> Table:
 
 
 def forgetting_table(run: Run) -> Table:
-    """Each benchmark before training (quantized base) and after (base + adapter)."""
+    """Each benchmark before training and after."""
     rows = [
         [text(task), *_change_cells(run, task, metric, "quantized", "adapter")]
         for task in run.benchmarks
@@ -174,7 +185,8 @@ def forgetting_table(run: Run) -> Table:
     ]
     return Table(
         name="forgetting",
-        title="What was not trained: quantized base before, base + adapter after",
+        title=f"What was not trained: {label_of(run, 'quantized')} before, "
+        f"{label_of(run, 'adapter')} after",
         columns=[
             Column("benchmark", "Benchmark"),
             *_change_columns("before", "after", "Before", "After"),
@@ -192,7 +204,7 @@ def benchmarks_table(run: Run) -> Table:
         for task in run.benchmarks
         for metric in _metrics(run, task)
     ]
-    subjects = [Column(s, LABELS[s].capitalize(), with_stderr=True) for s in paths.SUBJECTS]
+    subjects = [Column(s, label_of(run, s).capitalize(), with_stderr=True) for s in paths.SUBJECTS]
     return Table(
         name="benchmarks",
         title="Benchmarks beside the trained task",

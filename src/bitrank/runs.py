@@ -57,6 +57,11 @@ class Run:
         return self.find(ANSWERING[subject], "result", "tasks", task, metric)
 
     @property
+    def is_full(self) -> bool:
+        """Whether every weight was trained: there is no adapter to speak of."""
+        return bool(self.find("train", "treatment", "adapter", "method") == "full")
+
+    @property
     def missing(self) -> list[str]:
         return [stage for stage in STAGES if stage not in self.records]
 

@@ -193,10 +193,8 @@ def refuse_prefixes(
     Raises:
         UserError: naming the two, by their tokens after `prompt`.
     """
-    tokens = {}
-    for choice in choices:
-        encoded = prompts.encode(tokenizer, prompt, choice, prompts.NO_LIMIT)
-        tokens[choice] = encoded.input_ids[:-1]
+    encoded = prompts.encode_choices(tokenizer, prompt, choices)
+    tokens = {choice: row.input_ids[:-1] for choice, row in encoded.items()}
     for one, first in tokens.items():
         for other, second in tokens.items():
             if one != other and second[: len(first)] == first:

@@ -96,7 +96,8 @@ def execute(work: Callable[[], records.Record], path: Path, device: Use = "share
     except KeyboardInterrupt as error:
         _end_interrupted(str(error))
     except Exception as error:
-        if FULL_DISK not in str(error):  # each library has an exception of its own for it
+        # Each library has an exception of its own for it; torch's hides the reason behind itself.
+        if FULL_DISK not in f"{error} {error.__context__}":
             raise
         print(
             f"error: {FULL_DISK}: what was finished before is kept; make room and run "

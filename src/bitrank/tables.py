@@ -97,7 +97,8 @@ def measured(value: float | None, stderr: float | None, *, signed: bool = False)
     digits = 3
     if stderr:
         digits = min(6, max(0, 1 - floor(log10(stderr))))
-    shown = f"{value:{'+' if signed else ''},.{digits}f}"
+    sign = "+" if signed and round(value, digits) else ""
+    shown = f"{value:{sign}z,.{digits}f}"  # z: what rounds to zero has no minus either
     error = UNKNOWN if stderr is None else f"{stderr:,.{digits}f}"
     return Cell(_minus(f"{shown} ± {error}"), value, stderr)
 

@@ -24,7 +24,7 @@ from bitrank import (
 )
 from bitrank.artifacts import whole_folder
 from bitrank.checkpoints import Checkpoints
-from bitrank.config import DataConfig, PrecisionConfig, RuntimeConfig, SeedsConfig
+from bitrank.config import PrecisionConfig, RuntimeConfig, SeedsConfig
 from bitrank.trainer import AdapterTrainer
 from bitrank.tuning import AdapterConfig, TrainConfig
 
@@ -35,7 +35,7 @@ def train_adapter(
     precision: PrecisionConfig,
     seeds: SeedsConfig,
     runtime: RuntimeConfig,
-    data_config: DataConfig,
+    max_tokens: int,
     base_folder: Path = paths.QUANTIZED,
     prepared: Path = paths.PREPARED,
     target: Path = paths.ADAPTER,
@@ -43,15 +43,17 @@ def train_adapter(
 ) -> records.Record:
     """Train and write the adapter; go on where an interrupted run of the same training stopped.
 
+    `max_tokens` of a row are kept.
+
     Raises:
         UserError: a base not held as configured or too short for the rows, an unknown layer, a
             global batch that the processes cannot share, a loss that is no number.
     """
     device = environment.prepare_runtime(runtime, precision)
     tokenizer = models.load_tokenizer(base_folder)
-    rows = _encode(prepared, tokenizer, data_config.max_sequence_tokens)
+    rows = _encode(prepared, tokenizer, max_tokens)
     base = weights.load_base(base_folder, precision, device)
-    models.check_positions(base, data_config.max_sequence_tokens)
+    models.check_positions(base, max_tokens)
     model = adapters.attach_adapter(base, adapter, seeds.init)
     steps.keep_activations(base, config)
     # Told before training, which may spread the weights over several devices.
@@ -59,16 +61,15 @@ def train_adapter(
     stamp = adapters.Stamp(
         base_hash=identity.hash_weights(base_folder), data_hash=identity.hash_files(prepared)
     )
-    sections = (config, adapter, seeds, runtime)
-    kept = _checkpoints(stamp, data_config.max_sequence_tokens, sections, checkpoints)
+    kept = _checkpoints(stamp, max_tokens, (config, adapter, seeds, runtime), checkpoints)
     trainer = AdapterTrainer(model, tokenizer, rows, config, seeds, runtime, kept)
     trainer.run()
-    _write(trainer, model, stamp, target)
+    adapter_hash = _write(trainer, model, stamp, target)
     return records.Record(
         stage="train",
         treatment={**vars(stamp), **held, **trainer.describe()},
         result={
-            "adapter_hash": identity.hash_weights(target),
+            "adapter_hash": adapter_hash,
             "adapter_bytes": models.weight_bytes(target),
             **known,
             **trainer.outcome(),
@@ -88,14 +89,15 @@ def _checkpoints(
 
 def _write(
     trainer: AdapterTrainer, model: adapters.Tuned, stamp: adapters.Stamp, target: Path
-) -> None:
-    """The first process writes the adapter; all others wait, and read what it wrote."""
-    state = trainer.gathered_weights()
+) -> str:
+    """Return the hash of the adapter, which the first process writes; all others wait for it."""
+    state, written = trainer.gathered_weights(), None
     if processes.is_first():
         with whole_folder(target) as folder:
-            adapters.save_adapter(model, folder, stamp, state)
+            written = adapters.save_adapter(model, folder, stamp, state)
         trainer.checkpoints.remove()
     trainer.wait_for_all()
+    return written or identity.hash_weights(target)
 
 
 def _describe_model(
