@@ -159,6 +159,16 @@ def test_nothing_is_deleted_while_dvc_works(project: Path) -> None:
     assert free().free["workspaces"] == [workspace]
 
 
+def test_nothing_is_deleted_while_a_sweep_is_between_two_points(project: Path) -> None:
+    make("a")
+    make("b")
+    with subprocess.Popen(["sh", "-c", "sleep 60; : python -m bitrank.sweep -m seed=0,1"],
+                          start_new_session=True) as driver:  # fmt: skip
+        refused(rf"process {driver.pid} is at work in this project \(.*bitrank\.sweep -m seed=0,1")
+        os.killpg(driver.pid, 9)
+    assert free().free["objects"]
+
+
 def test_nothing_is_deleted_while_a_stage_runs(project: Path) -> None:
     """DVC gives its own lock back for that time."""
     make("a")

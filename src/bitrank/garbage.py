@@ -33,6 +33,7 @@ from bitrank.devices import try_lock
 from bitrank.errors import UserError
 
 TMP = Path(".dvc") / "tmp"
+SWEEP = re.compile(r"bitrank[.-]sweep")
 OBJECT = re.compile(r"[0-9a-f]{32}(\.dir)?")
 DAY = 24 * 3600.0
 BROKEN = "nothing was deleted: repair it, or remove it if it is not needed"
@@ -82,18 +83,19 @@ def alone() -> Iterator[None]:
 
 
 def _workers() -> Iterator[tuple[int, str]]:
-    """Processes that run a stage here, or anything in a temporary copy of the project."""
+    """Processes that run a stage or a sweep here, or anything in a temporary copy of it."""
     file = TMP / "rwlock"  # DVC gives its lock back while a stage runs, and writes its paths here
     used = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     users = [user for readers in used.get("read", {}).values() for user in readers]
     users += used.get("write", {}).values()
     pids = {user["pid"] for user in users}
-    copies = TMP.resolve()
+    here, copies = Path.cwd(), TMP.resolve()
     for process in psutil.process_iter():
         try:
-            command = " ".join(process.cmdline())
-            stale = "dvc" not in command  # it has the number of a process that was killed
-            if (process.pid in pids and not stale) or copies in Path(process.cwd()).parents:
+            command, folder = " ".join(process.cmdline()), Path(process.cwd())
+            stage = process.pid in pids and "dvc" in command  # else of one that was killed
+            sweep = folder == here and SWEEP.search(command)  # it may be between two points
+            if stage or sweep or copies in folder.parents:
                 yield process.pid, command
         except psutil.Error:  # ended, or another user's
             continue
