@@ -82,7 +82,6 @@ def make_lock(rank: int, recorded: str | None = None, stale: bool = False) -> st
 
 def change_record(stage: str, part: str, change: Mapping[str, Any]) -> None:
     """Update a part of a record below the current folder."""
-    path = paths.record(stage)
-    body = json.loads(path.read_text())
-    body[part].update(change)
-    path.write_text(json.dumps(body))
+    record = records.read_record(paths.record(stage))
+    getattr(record, part).update(change)
+    records.write_record(record, paths.record(stage))

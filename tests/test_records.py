@@ -51,7 +51,7 @@ def test_a_record_of_the_first_schema_stays_readable() -> None:
 
 def test_migrations_are_applied_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "old.json"
-    records.write_record(RECORD, path)
+    path.write_text(json.dumps({"schema_version": 1, **vars(RECORD)}))
 
     def rename(body: dict) -> dict:
         return {**body, "result": {"train_loss": body["result"]["loss"]}}
@@ -70,12 +70,12 @@ def test_every_version_has_a_migration() -> None:
 
 def test_a_newer_record_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "new.json"
-    path.write_text(json.dumps({"schema_version": records.SCHEMA_VERSION + 1}))
+    path.write_text(json.dumps([records.SCHEMA_VERSION + 1, {}]))
     with pytest.raises(UserError, match="update it"):
         records.read_record(path)
 
 
-@pytest.mark.parametrize("text", [None, "", "[]", "{}", "{"])
+@pytest.mark.parametrize("text", [None, "", "[]", "{}", "{", "[2]"])
 def test_what_is_no_record_is_named(tmp_path: Path, text: str | None) -> None:
     path = tmp_path / "merge.json"
     if text is not None:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import subprocess
@@ -98,8 +97,8 @@ def test_every_recorded_value_stands_in_the_page_and_in_the_csv(written: Path) -
     text = Page((written / "report.html").read_text()).text
     csv = (written / "tables" / "records.csv").read_text()
     for file in (written.parent / "results").glob("*.json"):
-        for key, value in flatten(json.loads(file.read_text())):
-            if isinstance(value, int | float) and key != "schema_version":
+        for key, value in flatten(vars(records.read_record(file))):
+            if isinstance(value, int | float):
                 assert records.canonical_json(value) in text, key
                 assert f',"{key}",{value}\n' in csv, key
 
@@ -145,12 +144,12 @@ def test_hostile_text_of_a_record_is_shown_and_does_nothing(tmp_path: Path) -> N
     results, folders = fake_run.write_run(tmp_path)
     for stage, part, key in (("fetch", "treatment", "name"), ("prepare", "treatment", "prompt"),
                              ("prepare", "treatment", "name")):  # fmt: skip
-        body = json.loads(paths.record(stage, results).read_text())
-        body[part][key] = HOSTILE
-        paths.record(stage, results).write_text(json.dumps(body))
-    layers = json.loads(paths.record("quantize", results).read_text())
-    layers["result"]["layers"][0]["name"] = HOSTILE
-    paths.record("quantize", results).write_text(json.dumps(layers))
+        record = records.read_record(paths.record(stage, results))
+        getattr(record, part)[key] = HOSTILE
+        records.write_record(record, paths.record(stage, results))
+    layers = records.read_record(paths.record("quantize", results))
+    layers.result["layers"][0]["name"] = HOSTILE
+    records.write_record(layers, paths.record("quantize", results))
     report.write_report(results, folders, tmp_path / "report")
     html = (tmp_path / "report" / "report.html").read_text()
     page = Page(html)

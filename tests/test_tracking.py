@@ -197,7 +197,7 @@ def test_the_store_of_a_temporary_workspace_is_the_projects(
     workspace = tmp_path / "workspace"
     write_project(workspace)
     monkeypatch.chdir(workspace)
-    monkeypatch.setenv("DVC_ROOT", str(project))
+    monkeypatch.setattr(paths, "PROJECT", project)
     publish()
     assert len(runs()) == 1
     assert not (workspace / paths.MLFLOW).exists()

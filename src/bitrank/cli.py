@@ -13,6 +13,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -158,6 +159,33 @@ def doctor() -> None:
 
     found = [(f.name, f.status, f.detail) for f in examination.examine()]
     _show(("what", "status", "detail"), found)
+
+
+@app.command()
+def gc(
+    delete: Annotated[bool, typer.Option("--delete", help="Free it; else only tell.")] = False,
+    checkpoint_days: Annotated[
+        float, typer.Option(min=0, help="Keep checkpoints of trainings that are younger.")
+    ] = 14,
+    own_cache: Annotated[
+        bool, typer.Option("--own-cache", help="No other project uses a cache outside of this one.")
+    ] = False,
+) -> None:
+    """Free what no workspace, branch, tag, experiment or kept sweep refers to."""
+    from bitrank import garbage
+    from bitrank.tables import format_bytes
+
+    with garbage.alone() if delete else nullcontext():
+        found = garbage.find(checkpoint_days, own_cache)
+        free = found.shares()
+        rows = [(f"{what} {s.kind}", f"{s.files:,}", format_bytes(s.size))
+                for what, shares in (("kept for", found.kept), ("free:", free))
+                for s in shares]  # fmt: skip
+        _show(("what", "files", "size"), rows)
+        if delete:
+            garbage.delete(found)
+    size = format_bytes(sum(share.size for share in free))
+    print(f"freed {size}" if delete else f"nothing was deleted; bitrank gc --delete frees {size}")
 
 
 def _show(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

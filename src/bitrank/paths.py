@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 DATA = Path("data")
-DOWNLOADS = DATA / "downloads"
+PROJECT = Path(os.path.relpath(os.environ.get("DVC_ROOT", ".")))
+"""The main project: `dvc exp run --queue` runs stages in temporary copies and names it to them."""
+DOWNLOADS = PROJECT / DATA / "downloads"
 """Wheels by sha256; not an out of any stage, so that a re-run does not download again."""
-CHECKPOINTS = DATA / "checkpoints"
+CHECKPOINTS = PROJECT / DATA / "checkpoints"
 """Of trainings that have not ended; no out either, since DVC deletes those before a stage runs."""
 ORIGINAL = DATA / "base" / "original"
 QUANTIZED = DATA / "base" / "quantized"
@@ -19,6 +22,7 @@ ADAPTER = DATA / "adapter"
 MERGED = DATA / "merged"
 REPORT = DATA / "report"
 RESULTS = DATA / "results"
+METRICS = RESULTS / "metrics.json"
 HARDWARE = DATA / "hardware.json"
 MLFLOW = DATA / "mlflow"
 SWEEPS = DATA / "sweeps"

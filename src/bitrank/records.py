@@ -24,10 +24,12 @@ from typing import Any
 
 from bitrank.errors import UserError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 Migration = Callable[[dict[str, Any]], dict[str, Any]]
-MIGRATIONS: dict[int, Migration] = {}
+MIGRATIONS: dict[int, Migration] = {
+    1: lambda body: body,  # it had its version as a key of its own
+}
 """From a version to the next one; a committed record of any version stays readable for ever."""
 
 
@@ -64,7 +66,11 @@ def canonical_json(value: object) -> str:
 
 
 def to_json(record: Record) -> str:
-    body = {"schema_version": SCHEMA_VERSION, **vars(record)}
+    """A pair: the schema version, and the record.
+
+    In a mapping DVC would look for points to plot, and name each empty list that it finds.
+    """
+    body = [SCHEMA_VERSION, vars(record)]
     return json.dumps(body, indent=2, sort_keys=True, allow_nan=False) + "\n"
 
 
@@ -97,7 +103,7 @@ def read_record(path: Path) -> Record:
         raise UserError(f"{path} does not exist; `dvc repro` makes it")
     try:
         body = json.loads(path.read_text(encoding="utf-8"))
-        version = body.pop("schema_version")
+        version, body = body if isinstance(body, list) else (body.pop("schema_version"), body)
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path} is not a bitrank record; `dvc repro` makes it anew") from None
     if version > SCHEMA_VERSION:

@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from bitrank import artifacts, facts, figures, findings, provenance, run_tables
 from bitrank.runs import CONTROL, TASK, Run, read_run
-from bitrank.tables import Column, Table, format_bytes, show, text, to_csv
+from bitrank.tables import Column, Table, format_bytes, show, to_csv
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -109,7 +109,7 @@ def build_sections(run: Run) -> list[Section]:
                 text=["Read from the live models in use, not from the configuration."],
                 tables=[table("adapter", "What was trained", facts.ADAPTER),
                         provenance.treatment_table(run)]),
-        Section(key="training", title="Training", figures=_losses(run), data=[_loss_table(run)],
+        Section(key="training", title="Training", figures=_losses(run), data=_loss_tables(run),
                 tables=[table("training", "The training run", facts.TRAINING)]),
         Section(key="quantization", title="Quantization", figures=_layer_errors(run),
                 data=[_layer_table(run)],
@@ -195,25 +195,29 @@ def _layer_errors(run: Run) -> list[Figure]:
     return [Figure("layer_errors", "Relative quantization error of each layer", drawing)]
 
 
-def _loss_table(run: Run) -> Table:
-    keys = ("step", "loss", "learning_rate", "gradient_norm")
+def _loss_tables(run: Run) -> list[Table]:
+    """One for each curve: `dvc plots` draws these files."""
     training = run.find("train", "result", "losses") or []
     validation = run.find("train", "result", "validation") or []
-    rows = [
-        [text(split), *(show(point.get(key)) for key in keys)]
-        for split, points in (("train", training), ("validation", validation))
-        for point in points
-    ]
-    columns = [Column(key, key) for key in ("split", *keys)]
-    return Table(name="losses", title="Loss of every step", columns=columns, rows=rows)
+    keys = ("step", "loss")
+    return [
+        _plain_table("losses", "Loss of every step", training,
+                     (*keys, "learning_rate", "gradient_norm")),
+        _plain_table("validation_losses", "Loss on the validation rows", validation, keys),
+    ]  # fmt: skip
 
 
 def _layer_table(run: Run) -> Table:
     keys = ("name", "shape", "relative_error", "largest_error")
     layers = run.find("quantize", "result", "layers") or []
-    rows = [[show(layer.get(key)) for key in keys] for layer in layers]
-    columns = [Column(key, key) for key in keys]
-    return Table(name="layers", title="Error of every layer", columns=columns, rows=rows)
+    return _plain_table("layers", "Error of every layer", layers, keys)
+
+
+def _plain_table(
+    name: str, title: str, entries: Sequence[Mapping[str, Any]], keys: Sequence[str]
+) -> Table:
+    rows = [[show(entry.get(key)) for key in keys] for entry in entries]
+    return Table(name=name, title=title, columns=[Column(key, key) for key in keys], rows=rows)
 
 
 def _templates() -> dict[str, Template]:

@@ -101,7 +101,7 @@ def execute(work: Callable[[], records.Record], path: Path, device: Use = "share
             raise
         print(
             f"error: {FULL_DISK}: what was finished before is kept; make room and run "
-            "`dvc repro` again (`dvc gc --workspace` removes what this workspace does not use)",
+            "`dvc repro` again (`bitrank gc` tells what nothing refers to)",
             file=sys.stderr,
         )
         sys.exit(1)

@@ -46,8 +46,8 @@ class Store:
 
 
 def own_store() -> Store:
-    """This project's store. In a temporary workspace of DVC's, DVC_ROOT outlives the workspace."""
-    folder = (Path(os.environ.get("DVC_ROOT", ".")) / paths.MLFLOW).resolve()
+    """The main project's store, also in a temporary copy of it."""
+    folder = (paths.PROJECT / paths.MLFLOW).resolve()
     return Store(uri=f"sqlite:///{(folder / DATABASE).as_posix()}", folder=folder)
 
 
