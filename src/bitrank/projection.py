@@ -124,8 +124,8 @@ def project_run(results: Path, params: Path, lock: Path, report: Path) -> Projec
 
 def project(run: Run, results: Path, params: Path, lock: Path, report: Path) -> Projection:
     """`project_run`, of a run that may have no record at all; `results` is where it was read."""
-    values = _read_yaml(params)
-    locked = _read_yaml(lock) if lock.is_file() else None
+    values = read_yaml(params)
+    locked = read_yaml(lock) if lock.is_file() else None
     if locked is not None:
         locked.get("stages", {}).pop(RECORD_STAGE, None)  # DVC writes it after that stage ran
         _check_params(values, locked, lock, params)
@@ -138,10 +138,10 @@ def project(run: Run, results: Path, params: Path, lock: Path, report: Path) -> 
     return Projection(
         key=hash_json(identity),
         name=f"{precision}-{adapted}-s{seed}",
-        params={key: _shorten(hide_home(text)) for key, text in flat.items()},
+        params={key: shorten(hide_home(text)) for key, text in flat.items()},
         metrics=dict(metrics_of(run)),
         curves=dict(_curves(run)),
-        tags={k: _shorten(v) for k, v in _tags(run, flat, identity).items() if v is not None},
+        tags={k: shorten(v) for k, v in _tags(run, flat, identity).items() if v is not None},
         artifacts=dict(_artifacts(run, results, params, lock, report)),
     )
 
@@ -183,7 +183,7 @@ def parse_yaml(text: str) -> Any:
     return values
 
 
-def _read_yaml(path: Path) -> Any:
+def read_yaml(path: Path) -> Any:
     if not path.is_file():
         raise UserError(f"{path} does not exist; `bitrank params` composes it")
     try:
@@ -196,7 +196,7 @@ def _read_yaml(path: Path) -> Any:
 def _check_params(values: Any, locked: Any, lock: Path, params: Path) -> None:
     """A stage that `dvc.yaml` no longer has may stay in the lock; it is not asked."""
     pipeline = lock.with_name("dvc.yaml")
-    known = _read_yaml(pipeline).get("stages", {}) if pipeline.is_file() else None
+    known = read_yaml(pipeline).get("stages", {}) if pipeline.is_file() else None
     for stage, entry in locked.get("stages", {}).items():
         if known is not None and stage.split("@")[0] not in known:
             continue
@@ -291,5 +291,5 @@ def hide_home(text: str) -> str:
     return text if home == "/" else text.replace(f"{home}/", "~/")
 
 
-def _shorten(text: str) -> str:
+def shorten(text: str) -> str:
     return text if len(text) <= MAX_VALUE else f"{text[: MAX_VALUE - 1]}…"
