@@ -55,7 +55,7 @@ def test_names_are_legal_and_values_parse_as_numbers() -> None:
 
 def test_the_board_shows_what_a_run_has() -> None:
     shown = read()
-    view = parse_yaml(board.describe_view())
+    view = parse_yaml(parse_yaml(board.describe_view())["state"])
     legal = {f"params.`{name}`" for name in shown.params}
     legal |= {f"metrics.`{name}`" for name in shown.metrics}
     assert set(view["selectedColumns"]) <= legal

@@ -92,6 +92,13 @@ class Held:
     """The id of the run that it stands under."""
 
 
+def describe_held(run: Any) -> Held:
+    """MLflow's own description of a run, as `find_held` tells of one."""
+    key, content, parent = (run.data.tags.get(name) for name in (KEY, CONTENT, PARENT))
+    info = run.info
+    return Held(run_id=info.run_id, status=info.status, key=key, content=content, parent=parent)
+
+
 def find_whole(wanted: Iterable[Wanted], held: Iterable[Held]) -> dict[str, Held]:
     """By key, what stands as it should. Where two runs have a key, neither does."""
     by_key: dict[str | None, list[Held]] = {}

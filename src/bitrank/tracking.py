@@ -16,7 +16,17 @@ from bitrank import paths
 from bitrank.board import describe_sweep_view
 from bitrank.errors import UserError
 from bitrank.projection import project_run
-from bitrank.store import KEY, POINT, SWEEP, Held, Wanted, find_held, find_store, find_whole
+from bitrank.store import (
+    KEY,
+    POINT,
+    SWEEP,
+    Held,
+    Wanted,
+    describe_held,
+    find_held,
+    find_store,
+    find_whole,
+)
 from bitrank.sweep_projection import ENDED, read_sweep, want_parent, want_point, want_points
 from bitrank.writer import (
     PUBLISHED,
@@ -24,7 +34,6 @@ from bitrank.writer import (
     Outcome,
     TrackingError,
     Writer,
-    describe_held,
     open_store,
 )
 

@@ -14,23 +14,35 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from bitrank import paths
 from bitrank.board import ALL_RUNS, VIEW_TAG, describe_view
 from bitrank.devices import try_lock
 from bitrank.errors import UserError
-from bitrank.store import CONTENT, KEY, PARENT, Held, Store, Wanted, find_whole, hide_secrets
+from bitrank.store import (
+    CONTENT,
+    KEY,
+    PARENT,
+    Store,
+    Wanted,
+    describe_held,
+    find_whole,
+    hide_secrets,
+)
 
 MAX_BATCH = {"metrics": 1000, "params": 100}
 """What MLflow takes in one call."""
 ATTEMPTS = 5
 """How often others may interfere on a server."""
+CONFLICT = re.compile("unique|duplicate|integrity|deadlock|is locked", re.IGNORECASE)
+"""What databases say to the second of two who write the same at once."""
 Outcome = Literal["published", "unchanged"]
 PUBLISHED: Outcome = "published"
 UNCHANGED: Outcome = "unchanged"
@@ -42,7 +54,6 @@ ENVIRONMENT = {
 }
 HURRIED = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "4", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
 PATIENT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "30", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
-T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
@@ -135,8 +146,16 @@ def _find_experiment(client: Any, store: Store, name: str) -> str:
             f"project back, or delete {paths.MLFLOW} (the records rebuild it)"
         )
     if found.tags.get(tag) != view:
-        client.set_experiment_tag(found.experiment_id, tag, view)
+        _set_view(client, found.experiment_id, ALL_RUNS, view)
     return str(found.experiment_id)
+
+
+def _set_view(client: Any, experiment_id: str, name: str, view: str) -> None:
+    try:
+        client.set_experiment_tag(experiment_id, VIEW_TAG + name, view)
+    except Exception as error:
+        if not CONFLICT.search(str(error)):
+            raise
 
 
 class Writer:
@@ -162,7 +181,7 @@ class Writer:
     def claim(self, wanted: Wanted, parent: str | None = None) -> Any:
         """The oldest run that is, or is to become, what is wanted; made where there is none."""
         for _ in range(ATTEMPTS):
-            runs = self._candidates(self.find(KEY, wanted.key), wanted)
+            runs = _candidates(self.find(KEY, wanted.key), wanted)
             if runs:
                 return runs[0]
             shown = wanted.project()
@@ -189,7 +208,7 @@ class Writer:
         outcome = UNCHANGED
         for _ in range(ATTEMPTS):
             run = self.claim(wanted, parent)
-            with self.unless_deleted(run.info.run_id):
+            with self._beside_others(run.info.run_id):
                 if not find_whole([wanted], [describe_held(run)]):
                     self._write(run, wanted)
                     outcome = PUBLISHED
@@ -197,44 +216,41 @@ class Writer:
                     return str(run.info.run_id), outcome
         raise TrackingError(f"others publish another {wanted.key} at the same time")
 
-    def _candidates(self, runs: Sequence[Any], wanted: Wanted) -> list[Any]:
-        return [r for r in runs if wanted.lasting or r.data.tags.get(CONTENT) == wanted.content]
-
     def _clear(self, kept: Any, wanted: Wanted) -> bool:
         """Delete what else has the key; false where it is not for this run to stay."""
         runs = self.find(KEY, wanted.key)
-        if kept.info.run_id not in [r.info.run_id for r in self._candidates(runs, wanted)[:1]]:
+        if kept.info.run_id not in [r.info.run_id for r in _candidates(runs, wanted)[:1]]:
             return False
         others = [run for run in runs if run.info.run_id != kept.info.run_id]
         for run in others:
             self.delete(run)
         return not others or self._is_active(kept.info.run_id)
 
-    def show(self, view: str, state: str) -> None:
+    def show(self, name: str, view: str) -> None:
         """Put a view beside that of all runs."""
         self._check()
-        self._client.set_experiment_tag(self._experiment_id, VIEW_TAG + view, state)
+        _set_view(self._client, self._experiment_id, name, view)
 
     def delete(self, run: Any) -> None:
         self._check()
-        with self.unless_deleted(run.info.run_id):
+        with self._beside_others(run.info.run_id):
             self._client.delete_run(run.info.run_id)
 
     def put_under(self, run: Any, parent: str) -> None:
         if run.data.tags.get(PARENT) != parent:
             self._check()
-            with self.unless_deleted(run.info.run_id):
+            with self._beside_others(run.info.run_id):
                 self._client.set_tag(run.info.run_id, PARENT, parent)
 
     @contextmanager
-    def unless_deleted(self, run_id: str) -> Iterator[None]:
-        """Whatever fails because somebody deleted the run meanwhile does not fail."""
+    def _beside_others(self, run_id: str) -> Iterator[None]:
+        """What fails because somebody wrote the same, or deleted the run, meanwhile does not."""
         try:
             yield
         except TrackingError:
             raise
-        except Exception:
-            if self._is_active(run_id):
+        except Exception as error:
+            if not CONFLICT.search(str(error)) and self._is_active(run_id):
                 raise
 
     def _is_active(self, run_id: str) -> bool:
@@ -254,12 +270,11 @@ class Writer:
         for name, points in shown.curves.items():
             metrics += [Metric(name, value, now, step) for step, value in points]
         params = [Param(name, value) for name, value in shown.params.items()]
-        for part in _batches(params, MAX_BATCH["params"]):
-            self._check()
-            self._client.log_batch(run_id, params=part)
-        for part in _batches(metrics, MAX_BATCH["metrics"]):
-            self._check()
-            self._client.log_batch(run_id, metrics=part)
+        for name, values in (("params", params), ("metrics", metrics)):
+            for start in range(0, len(values), MAX_BATCH[name]):
+                self._check()
+                part = {name: values[start : start + MAX_BATCH[name]]}
+                self._client.log_batch(run_id, **part)
         self._write_artifacts(run_id, shown.artifacts)
         self._check()
         if wanted.status == "RUNNING":
@@ -280,12 +295,5 @@ class Writer:
             self._client.log_artifacts(run_id, folder)
 
 
-def describe_held(run: Any) -> Held:
-    """MLflow's run, as `find_held` tells of one."""
-    key, content, parent = (run.data.tags.get(name) for name in (KEY, CONTENT, PARENT))
-    info = run.info
-    return Held(run_id=info.run_id, status=info.status, key=key, content=content, parent=parent)
-
-
-def _batches(values: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    return (values[start : start + size] for start in range(0, len(values), size))
+def _candidates(runs: Sequence[Any], wanted: Wanted) -> list[Any]:
+    return [run for run in runs if wanted.lasting or run.data.tags.get(CONTENT) == wanted.content]
