@@ -12,7 +12,8 @@ import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from bitrank import composition, config, models, records, weights
+from bitrank import composition, config, models, records, weights, writer
+from bitrank.store import DATABASE
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -120,3 +121,15 @@ def project(
     monkeypatch.chdir(tmp_path)
     write_project(quantized("nf4"), original, compose)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's tables, which take seconds to create, without an experiment of ours."""
+    for name, value in writer.ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+
+    folder = tmp_path_factory.mktemp("empty")
+    MlflowClient(tracking_uri=f"sqlite:///{folder}/{DATABASE}").search_experiments()
+    return folder / DATABASE

@@ -16,7 +16,9 @@ NUM_STEPS = 72
 PLAIN_ACC = {"original": 0.27, "quantized": 0.25, "adapter": 0.66, "merged": 0.65}
 
 
-def make_records(acc: float, peak: int) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+def make_records(
+    acc: float, peak: int, speed: float = 170.0
+) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
     """(stage, result, observation) of every stage, in the shape that the stages write."""
     yield "fetch", {"base_hash": "0" * 64, "num_parameters": 10, "size_bytes": 400}, {}
     yield "prepare", {"data_hash": "d" * 64, "majority_share": 0.09}, {}
@@ -36,8 +38,8 @@ def make_records(acc: float, peak: int) -> Iterator[tuple[str, dict[str, Any], d
     speeds = {"prefill": 900.0, "decode": 9.0, "decode_batched": 40.0}
     process = {"load_peak_above_import_bytes": 5, "peak_above_import_bytes": peak + 1}
     observation = {
-        "train_speed": {"tokens_per_second": 170.0, "step_seconds": {"median": 3.1}},
-        "inference": {name: {"tokens_per_second": speed} for name, speed in speeds.items()},
+        "train_speed": {"tokens_per_second": speed, "step_seconds": {"median": 3.1}},
+        "inference": {name: {"tokens_per_second": found} for name, found in speeds.items()},
         "process_memory": process,
         "cuda": {"peak_allocated_bytes": 1, "peak_reserved_bytes": 2},
         "mfu": 0.4,

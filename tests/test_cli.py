@@ -164,6 +164,12 @@ def test_publish_and_summary_tell_what_there_is(
     monkeypatch.setattr(tracking, "publish", lambda **_: done)
     assert call(monkeypatch, "publish") == 0
     assert capsys.readouterr().out == "unchanged: nf4-r8-s0 in here\n"
+    points = {"num_points": 12, "num_published": 3}
+    sweep = tracking.PublishedSweep(name="s-1", store="here", outcome="published", **points)
+    monkeypatch.setattr(tracking, "publish_sweep", lambda folder, _: sweep)
+    assert call(monkeypatch, "publish", "s-1") == 0
+    told = "published: s-1 in here, 12 points, 3 of them new or changed\n"
+    assert capsys.readouterr().out == told
     assert call(monkeypatch, "summary") == 0
     assert "0.250 to 0.660" in capsys.readouterr().out
 

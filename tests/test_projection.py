@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
-from fake_project import NUM_STEPS, change_record, make_lock, write_project
+from fake_project import NUM_STEPS, ROOT, change_record, make_lock, write_project
+from omegaconf import OmegaConf
 
 from bitrank import board, paths
 from bitrank.errors import UserError
@@ -54,7 +55,7 @@ def test_names_are_legal_and_values_parse_as_numbers() -> None:
 
 def test_the_board_shows_what_a_run_has() -> None:
     shown = read()
-    view = parse_yaml(board.describe_view())
+    view = parse_yaml(parse_yaml(board.describe_view())["state"])
     legal = {f"params.`{name}`" for name in shown.params}
     legal |= {f"metrics.`{name}`" for name in shown.metrics}
     assert set(view["selectedColumns"]) <= legal
@@ -150,3 +151,16 @@ def test_long_values_are_cut_and_lists_are_flattened() -> None:
     assert flat == {"a.0.b": "1", "a.1.b": "null", "c": "[1, 2]", "d": "true", "e": "text"}
     write_project(Path(), f"data.prompt='{'long ' * 200}{{text}}'")
     assert len(read().params["data.prompt"]) == MAX_VALUE
+
+
+def test_yaml_is_read_as_the_stages_read_it() -> None:
+    texts = [(ROOT / name).read_text() for name in ("params.yaml", "dvc.lock", "dvc.yaml")]
+    texts.append(
+        "a: 1e-05\nb: 2026-04-01\nc: 1_000\nd: yes\ne: 0o7\nf: .5\ng: null\nh: '1'\ni: ${a}"
+    )
+    for text in texts:
+        assert parse_yaml(text) == OmegaConf.to_container(OmegaConf.create(text))
+    assert parse_yaml("") == {}
+    for text in ("stages: [}", "just words", "3"):
+        with pytest.raises(ValueError):
+            parse_yaml(text)

@@ -98,12 +98,22 @@ def summary() -> None:
 
 
 @app.command()
-def publish() -> None:
-    """Bring MLflow up to date with the records in data/results; as often as you like."""
-    from bitrank import config, tracking
+def publish(
+    sweep: Annotated[
+        str | None, typer.Argument(help="Of data/sweeps; without it, the run in data/results.")
+    ] = None,
+) -> None:
+    """Bring MLflow up to date with the records of a run or a sweep; as often as you like."""
+    from bitrank import config, paths, tracking
 
-    done = tracking.publish(experiment=config.load().tracking.experiment)
-    print(f"{done.outcome}: {done.name} in {done.store}")
+    experiment = config.load().tracking.experiment
+    if sweep is None:
+        done = tracking.publish(experiment=experiment)
+        print(f"{done.outcome}: {done.name} in {done.store}")
+        return
+    all_done = tracking.publish_sweep(paths.SWEEPS / sweep, experiment)
+    count = f"{all_done.num_points} points, {all_done.num_published} of them new or changed"
+    print(f"{all_done.outcome}: {all_done.name} in {all_done.store}, {count}")
 
 
 @app.command()

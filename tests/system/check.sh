@@ -4,9 +4,15 @@
 set -u
 cd "$(dirname "$0")/../.."
 chosen=system
-for program in chromium; do
+for folder in /usr/lib/postgresql/*/bin; do PATH="$PATH:$folder"; done # where Debian keeps it
+for program in chromium postgres slurmctld; do
   if ! command -v "$program" >/dev/null; then
-    echo "missing: $program (Debian: apt-get install $program); its tests are left out"
+    case $program in
+      postgres) package=postgresql ;;
+      slurmctld) package=slurm-wlm ;;
+      *) package=$program ;;
+    esac
+    echo "missing: $program (Debian: apt-get install $package); its tests are left out"
     chosen="$chosen and not $program"
   fi
 done

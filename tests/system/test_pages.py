@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
-import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 import fake_run
+import pytest
+import servers
 
 from bitrank import paths, report
 
@@ -30,15 +26,9 @@ def look(page: Path) -> str:
     """The title that the frame gives itself once the page inside it is laid out."""
     frame = page.with_name("frame.html")
     frame.write_text(FRAME.format(page=page.name))
-    answer = subprocess.run(
-        ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
-         "--no-first-run", "--disable-background-networking", "--disable-component-update",
-         "--disable-sync", "--allow-file-access-from-files", "--virtual-time-budget=5000",
-         f"--user-data-dir={page.parent / 'profile'}", "--dump-dom", frame.as_uri()],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
-    title = re.search(r"<title>(.*?)</title>", answer.stdout)
-    assert title is not None, answer.stdout[-2000:] + answer.stderr[-2000:]
+    shown = servers.browse(frame.as_uri(), page.parent / "profile")
+    title = re.search(r"<title>(.*?)</title>", shown)
+    assert title is not None, shown[-2000:]
     return title.group(1)
 
 
