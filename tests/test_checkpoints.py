@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -173,3 +175,24 @@ def test_another_library_or_line_of_code_does_not_either(
         assert Checkpoints({}, tmp_path).folder != before
     monkeypatch.setattr(identity, "hash_file", lambda path: "other")
     assert Checkpoints({}, tmp_path).folder != before
+
+
+def test_two_processes_do_not_run_the_same_training_at_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    order: list[str] = []
+
+    def second() -> None:  # a lock belongs to an open file, so a thread stands for a process
+        with Checkpoints({"rank": 8}, tmp_path).alone():
+            order.append("second")
+
+    waiting = threading.Thread(target=second, daemon=True)
+    with Checkpoints({"rank": 8}, tmp_path).alone():
+        waiting.start()
+        waiting.join(0.5)
+        assert "another process runs the same training" in caplog.text
+        with Checkpoints({"rank": 4}, tmp_path).alone():  # another training does not wait
+            order.append("first")
+    waiting.join(10)
+    assert order == ["first", "second"]

@@ -9,15 +9,19 @@ deleted only then.
 
 from __future__ import annotations
 
+import fcntl
 import json
+import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from bitrank import environment, identity, paths, records
+from bitrank import environment, identity, paths, processes, records
 
+LOG = logging.getLogger(__name__)
 SEAL = "sealed.json"
 PREFIX = "checkpoint-"
 """transformers' name of a checkpoint's folder, before the number of its step."""
@@ -41,6 +45,21 @@ class Checkpoints:
         }
         key = identity.hash_json([depends_on, code, environment.describe_packages()])
         self.folder = parent / key[:16]
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep out another process that runs the same training, as a sweep and `dvc repro` may."""
+        if not processes.is_first():  # of one training
+            yield
+            return
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        with self.folder.with_suffix(".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                LOG.info("waiting: another process runs the same training")
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def seal(self, step: int, state: Mapping[str, Any]) -> None:
         """Declare the checkpoint of `step` whole, with our own `state`; delete the older ones."""

@@ -9,15 +9,16 @@ again runs only what is missing, and goes on where it was interrupted.
 from __future__ import annotations
 
 import logging
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import hydra
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
-from bitrank import composition, environment, pipeline, workspace
+from bitrank import composition, environment, pipeline, tracking, workspace
 from bitrank.errors import UserError
 from bitrank.grid import Grid, Point, expand
 from bitrank.manifest import FAILED, SweepFolder
@@ -45,7 +46,12 @@ def run_job(config: DictConfig) -> None:
     from bitrank import points
 
     job = config.sweep.job
-    points.run_point(SweepFolder(job.sweep), job.key, list(job.stages))
+    sweep, stages = SweepFolder(job.sweep), list(job.stages)
+    points.run_point(sweep, job.key, stages)
+    # A file of SQLite cannot be shared by the nodes of a cluster: there, the driver publishes.
+    far = "SLURM_JOB_ID" in os.environ and "MLFLOW_TRACKING_URI" not in os.environ
+    if not stages and not far:
+        _publish(lambda: tracking.publish_point(sweep.folder, job.key, job.experiment))
 
 
 def run_sweep(arguments: Sequence[str], config: DictConfig, launcher: Launcher) -> None:
@@ -57,10 +63,20 @@ def run_sweep(arguments: Sequence[str], config: DictConfig, launcher: Launcher) 
         _announce(sweep, grid, len(waiting))
         if waiting:
             _run(sweep, waiting, config, launcher)
+        sweep.refresh()
+        _publish(lambda: tracking.publish_sweep(sweep.folder, config.tracking.experiment))
     except UserError as error:
         sys.exit(f"error: {error}")
     if not _tell_end(sweep, [p.key for p in grid.points]):
         sys.exit(1)
+
+
+def _publish(publish: Callable[[], object]) -> None:
+    """MLflow shows what the records say; whatever ails it, they are safe."""
+    try:
+        publish()
+    except UserError as error:
+        LOG.warning("warning: not published: %s; the same command again publishes", error)
 
 
 def _declare(grid: Grid, name: str | None) -> SweepFolder:
@@ -92,32 +108,32 @@ def _run(
         )
     try:
         with watching(sweep, [point.key for point in points]):
-            for jobs in waves:
-                _prepare(sweep, jobs, launcher)
-            _launch_points(sweep, [point.key for point in points], launcher)
+            for wave in waves:
+                _prepare([_describe_job(sweep, config, *job) for job in wave], launcher)
+            jobs = {point.key: _describe_job(sweep, config, point.key, []) for point in points}
+            _launch_points(sweep, jobs, launcher)
     finally:
         sweep.refresh()
 
 
-def _prepare(sweep: SweepFolder, jobs: Sequence[Job], launcher: Launcher) -> None:
+def _prepare(jobs: Sequence[str], launcher: Launcher) -> None:
     """Compute what points share. What fails here fails again, and is recorded, at each of them."""
     try:
-        launcher.launch([[_describe_job(sweep, *job)] for job in jobs], initial_job_idx=0)
+        launcher.launch([[job] for job in jobs], initial_job_idx=0)
     except Exception as error:
         LOG.warning("warning: the launcher lost a job: %s", error)
 
 
-def _launch_points(sweep: SweepFolder, keys: Sequence[str], launcher: Launcher) -> None:
+def _launch_points(sweep: SweepFolder, jobs: Mapping[str, str], launcher: Launcher) -> None:
     """Launch points; where the launcher loses a worker, and the others with it, those again."""
-    waiting = list(keys)
+    waiting = list(jobs)
     while waiting:
-        jobs = [[_describe_job(sweep, key, [])] for key in waiting]
         try:
-            ended: Sequence[JobReturn] = launcher.launch(jobs, initial_job_idx=0)
+            ended: Sequence[JobReturn] = launcher.launch(
+                [[jobs[key]] for key in waiting], initial_job_idx=0
+            )
         except Exception as error:
-            left = [
-                key for key in waiting if sweep.outcome(key).status in ("missing", "interrupted")
-            ]
+            left = [k for k in waiting if sweep.outcome(k).status in ("missing", "interrupted")]
             if len(left) == len(waiting):  # not a worker: the launcher itself
                 raise UserError(f"the launcher failed: {error}") from error
             waiting = left
@@ -127,14 +143,18 @@ def _launch_points(sweep: SweepFolder, keys: Sequence[str], launcher: Launcher) 
             return
 
 
-def _describe_job(sweep: SweepFolder, key: str, stages: Sequence[str]) -> str:
+def _describe_job(sweep: SweepFolder, config: DictConfig, key: str, stages: Sequence[str]) -> str:
+    """A job as one override, in Hydra's grammar."""
     quoted = ",".join(f"'{stage}'" for stage in stages)
-    return f"sweep.job={{sweep:'{sweep.sweep}',key:'{key}',stages:[{quoted}]}}"
+    experiment = config.tracking.experiment.replace("'", "\\'")
+    return (
+        f"sweep.job={{sweep:'{sweep.sweep}',key:'{key}',stages:[{quoted}],"
+        f"experiment:'{experiment}'}}"
+    )
 
 
 def _tell_end(sweep: SweepFolder, keys: Sequence[str]) -> bool:
     """Print each point that is not done with its reason; return whether all are done."""
-    sweep.refresh()
     outcomes = {key: sweep.outcome(key) for key in keys}
     for key, outcome in outcomes.items():
         if outcome.status in FAILED:

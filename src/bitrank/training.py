@@ -63,8 +63,9 @@ def train_adapter(
     )
     kept = _checkpoints(stamp, max_tokens, (config, adapter, seeds, runtime), checkpoints)
     trainer = AdapterTrainer(model, tokenizer, rows, config, seeds, runtime, kept)
-    trainer.run()
-    adapter_hash = _write(trainer, model, stamp, target)
+    with kept.alone():
+        trainer.run()
+        adapter_hash = _write(trainer, model, stamp, target)
     return records.Record(
         stage="train",
         treatment={**vars(stamp), **held, **trainer.describe()},
