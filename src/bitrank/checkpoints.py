@@ -9,9 +9,7 @@ deleted only then.
 
 from __future__ import annotations
 
-import fcntl
 import json
-import logging
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,9 +17,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from bitrank import environment, identity, paths, processes, records
+from bitrank import devices, environment, identity, paths, processes, records
 
-LOG = logging.getLogger(__name__)
 SEAL = "sealed.json"
 PREFIX = "checkpoint-"
 """transformers' name of a checkpoint's folder, before the number of its step."""
@@ -52,13 +49,7 @@ class Checkpoints:
         if not processes.is_first():  # of one training
             yield
             return
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        with self.folder.with_suffix(".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                LOG.info("waiting: another process runs the same training")
-                fcntl.flock(lock, fcntl.LOCK_EX)
+        with devices.taking_turns(f"train-{self.folder.name}", "another has the same training"):
             yield
 
     def seal(self, step: int, state: Mapping[str, Any]) -> None:

@@ -57,6 +57,14 @@ def leased(kind: str) -> Iterator[Mapping[str, str]]:
             time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
+@contextmanager
+def taking_turns(name: str, why: str) -> Iterator[None]:
+    """Be the one process of this machine that does what `name` says; `why` one has to wait."""
+    with _opened(f"bitrank-{name}") as lock:
+        _lock(lock, fcntl.LOCK_EX, why)
+        yield
+
+
 def identify_gpus() -> dict[str, str]:
     """By the name that CUDA_VISIBLE_DEVICES has for it, each visible GPU's UUID; {} without any.
 
