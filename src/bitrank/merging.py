@@ -75,9 +75,7 @@ def merge_adapter(
             "base_hash": base_hash,
             "added_to_hash": base_hash if source == quantized else identity.hash_weights(source),
             "adapter_hash": identity.hash_weights(adapter),
-            "compared_with": "tuned model"
-            if isinstance(tuned, PreTrainedModel)
-            else "base and adapter, quantized layers computing as in training",
+            "compared_with": _name_tuned(tuned),
         },
         result={
             "merged_hash": merged_hash,
@@ -87,6 +85,12 @@ def merge_adapter(
         },
         observation={},
     )
+
+
+def _name_tuned(tuned: adapters.Tuned) -> str:
+    if isinstance(tuned, PreTrainedModel):
+        return "tuned model"
+    return "base and adapter, quantized layers computing as in training"
 
 
 def _check_rows(adapter: Path, prepared: Path) -> None:
