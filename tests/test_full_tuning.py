@@ -94,7 +94,6 @@ def test_its_memory_is_that_of_four_copies_of_the_weights(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(measurement.meters, "measure_ceiling", lambda *_: 1e9)
-    monkeypatch.setattr(measurement.tempfile, "gettempdir", lambda: str(tmp_path))
     run = compose(*FULL)
     record = measurement.measure_training_and_inference(
         run.measure, run.train, run.adapter, run.precision, run.runtime,

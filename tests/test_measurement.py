@@ -44,12 +44,11 @@ NUM_HEAD = 257 * 64
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """A short ceiling, a lock that nothing outside of this test holds, and a single thread.
+    """A short ceiling, and a single thread.
 
     On a busy machine two threads wait for each other most of the time.
     """
     monkeypatch.setattr(meters, "measure_ceiling", partial(meters.measure_ceiling, seconds=0.0))
-    monkeypatch.setattr(measurement.tempfile, "gettempdir", lambda: str(tmp_path))
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

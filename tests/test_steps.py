@@ -28,7 +28,6 @@ def measure(
 @pytest.fixture
 def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(measurement.meters, "measure_ceiling", lambda *_: 1e9)
-    monkeypatch.setattr(measurement.tempfile, "gettempdir", lambda: str(tmp_path))
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
