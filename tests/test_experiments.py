@@ -17,6 +17,7 @@ from bitrank import identity, paths
 from bitrank.paths import SUBJECTS
 from bitrank.store import DATABASE
 
+pytestmark = pytest.mark.timeout(1800)  # a measurement waits for whatever else uses the machine
 HEADLINE = {
     "acc": set(SUBJECTS),
     "nll": set(SUBJECTS),
@@ -26,7 +27,8 @@ HEADLINE = {
     "adapter_bytes": None,
     "merge_mean_kl": None,
 }
-IGNORED = "data/*\n!data/results/\n.dvc/tmp\n.dvc/cache\n__pycache__/\n"
+# Without a file of its own in data/, git takes what is ignored there away with its stash.
+IGNORED = "data/*\n!data/README.md\n!data/results/\n.dvc/tmp\n.dvc/cache\n__pycache__/\n"
 
 
 class Experiments(Project):
@@ -38,6 +40,8 @@ class Experiments(Project):
         config.write_text(config.read_text().replace("no_scm = true", "no_scm = false"))
         shutil.copy(ROOT / ".dvc" / "plots.html", folder / ".dvc")
         (folder / ".gitignore").write_text(IGNORED)
+        (folder / "data").mkdir()
+        shutil.copy(ROOT / "data" / "README.md", folder / "data")
         self.run("git", "init", "--quiet")
         for key, value in (("user.email", "a@example.org"), ("user.name", "a")):
             self.run("git", "config", key, value)
