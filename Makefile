@@ -19,7 +19,7 @@ install: $(INSTALLED) ## create .venv with pinned versions
 $(INSTALLED): pyproject.toml constraints.txt constraints-numeric.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "bitrank needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[pipeline,dev]' --constraint constraints.txt --constraint constraints-numeric.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[pipeline,cluster,dev]' --constraint constraints.txt --constraint constraints-numeric.txt
 	touch $@
 
 repro: $(INSTALLED) ## run the pipeline: fetch, prepare, quantize, train, measure, merge, evaluate, report
