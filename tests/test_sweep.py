@@ -7,13 +7,17 @@ import os
 import random
 import re
 import signal
+import sqlite3
 import time
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 from toy_project import Toy
+
+from bitrank.store import DATABASE, POINT
 
 GRID = ("adapter.rank=2,4", "seed=0,1", "precision=fp32,nf4")
 ONCE = {"fetch": 1, "prepare": 1, "baseline-base": 1}
@@ -52,6 +56,7 @@ def test_what_points_share_is_computed_once_and_what_is_done_is_not_run_again(to
         kept = toy.folder / "data" / "sweeps" / manifest(toy)["sweep"] / point["key"]
         assert {p.name for p in kept.iterdir()} >= {"params.yaml", "dvc.lock", "results", "report"}
     assert not list((toy.folder / ".dvc/tmp/sweeps").glob("*/nf4*/")), "workspaces are dropped"
+    assert sorted(published(toy)) == sorted(point["key"] for point in manifest(toy)["points"])
     again = toy.sweep(*GRID)
     assert again.returncode == 0
     assert "8 done before, 0 to run" in again.stdout
@@ -168,6 +173,17 @@ def test_killed_at_random_moments_a_sweep_ends_as_an_undisturbed_one(
     answer = toy.sweep(*GRID)
     assert answer.returncode == 0, answer.stdout
     assert results(toy) == results(undisturbed)
+    keys = [point["key"] for point in manifest(toy)["points"]]
+    assert sorted(published(toy)) == sorted(keys), "MLflow holds each point once"
+
+
+def published(toy: Toy) -> list[str]:
+    """The point that each run in MLflow shows; the sweep's own run left out."""
+    file = toy.folder / "data" / "mlflow" / DATABASE
+    query = """SELECT tags.value FROM tags JOIN runs USING (run_uuid)
+        WHERE tags.key = ? AND runs.lifecycle_stage = 'active'"""
+    with closing(sqlite3.connect(file)) as connection:
+        return [row[0] for row in connection.execute(query, (POINT,))]
 
 
 def _wait_for(toy: Toy, line: str) -> None:
