@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import ROOT
@@ -84,8 +83,8 @@ def test_two_processes_train_what_one_trains(
     ranks = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
     assert ranks[0]["weights"] == ranks[1]["weights"], "the same adapter on both"
     assert ranks[0]["losses"] == ranks[1]["losses"]
-    record: dict[str, Any] = json.loads((folder / "train.json").read_text())
-    treatment, result = record["treatment"], record["result"]
+    record = records.read_record(folder / "train.json")
+    treatment, result = record.treatment, record.result
     assert treatment["num_processes"] == 2
     assert treatment["global_batch_size"] == 8
     assert treatment["gradient_accumulation_steps"] == 1
