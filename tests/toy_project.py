@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -93,6 +94,10 @@ if name == "train":
 """
 
 
+def _hear_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Toy:
     """A toy project in `folder`."""
 
@@ -124,10 +129,14 @@ class Toy:
         return self.run(*SWEEP, *overrides, faults=faults)
 
     def start(self, *overrides: str, faults: str = "") -> subprocess.Popen[str]:
-        """A sweep in a process group of its own, running."""
+        """A sweep in a process group of its own, running, that hears Ctrl-C.
+
+        What is started in the background, as these tests may be, inherits that it is not heard.
+        """
         return subprocess.Popen([*SWEEP, *overrides], cwd=self.folder, text=True,
                                 env=self.environment(faults), stdout=subprocess.PIPE,
-                                stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
+                                stderr=subprocess.STDOUT, start_new_session=True,
+                                preexec_fn=_hear_ctrl_c)  # fmt: skip
 
     def run(self, *command: str, faults: str = "") -> subprocess.CompletedProcess[str]:
         return subprocess.run(command, cwd=self.folder, env=self.environment(faults), text=True,
