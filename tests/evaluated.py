@@ -59,6 +59,14 @@ def write_free_text(folder: Path, ignore: list[str], stop: list[str], count: int
     return folder
 
 
+def direct_nll(model: Any, tokenizer: Any, prompt: str, answer: str) -> float:
+    """-log p(answer | prompt) in nats, from the logits of the whole row."""
+    start = len(tokenizer(prompt).input_ids)
+    ids = torch.tensor([tokenizer(prompt + answer).input_ids])
+    logprobs = model(ids).logits[0].double().log_softmax(-1)
+    return -sum(float(logprobs[at - 1, ids[0, at]]) for at in range(start, ids.shape[1]))
+
+
 def link(target: Path, source: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     target.symlink_to(source, target_is_directory=True)

@@ -17,6 +17,7 @@ import torch
 from evaluated import (
     RUNTIME,
     configured,
+    direct_nll,
     link,
     score_with_lm_eval,
     write_free_text,
@@ -65,16 +66,12 @@ def test_nll_is_what_the_model_says_directly(project: Path) -> None:
     model, tokenizer = models.load_model(paths.ORIGINAL), models.load_tokenizer(paths.ORIGINAL)
     evaluation.evaluate_model("original", configured(), RUNTIME)
 
-    def direct(prompt: str, answer: str) -> float:
-        start = len(tokenizer(prompt).input_ids)
-        ids = torch.tensor([tokenizer(prompt + answer).input_ids])
-        logprobs = model(ids).logits[0].double().log_softmax(-1)
-        return -sum(float(logprobs[at - 1, ids[0, at]]) for at in range(start, ids.shape[1]))
-
     rows = records.read_jsonl(paths.split("test"))
     items = records.read_items(paths.items("original") / "task.jsonl")
     for row, item in zip(rows, items, strict=True):
-        nlls = {c: direct(row["prompt"], c) for c in (" cold", " hot", " warm")}
+        nlls = {
+            c: direct_nll(model, tokenizer, row["prompt"], c) for c in (" cold", " hot", " warm")
+        }
         share = math.exp(-nlls[row["answer"]]) / sum(math.exp(-nll) for nll in nlls.values())
         assert item.nll == pytest.approx(nlls[row["answer"]], abs=1e-4)
         assert item.choice_nll == pytest.approx(-math.log(share), abs=1e-4)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from evaluated import RUNTIME, configured, score_with_lm_eval, write_free_text
+from evaluated import RUNTIME, configured, direct_nll, score_with_lm_eval, write_free_text
 
 from bitrank import evaluation, harness, identity, models, paths, records, tasks
 from bitrank.errors import UserError
@@ -30,19 +30,15 @@ def test_free_text_is_what_the_model_says_greedily(project: Path) -> None:
             ids.append(best)
         return tokenizer.decode(ids[start:])
 
-    def direct(prompt: str, answer: str) -> float:
-        start = len(tokenizer(prompt).input_ids)
-        ids = torch.tensor([tokenizer(prompt + answer).input_ids])
-        logprobs = model(ids).logits[0].double().log_softmax(-1)
-        return -sum(float(logprobs[at - 1, ids[0, at]]) for at in range(start, ids.shape[1]))
-
     rows = records.read_jsonl(paths.split("test"))
     items = records.read_items(paths.items("original") / "task.jsonl")
     for row, item in zip(rows, items, strict=True):
         assert item.doc_hash == identity.hash_json(row)
         assert item.prediction == greedy(row["prompt"])
         assert item.target == row["answer"]
-        assert item.nll == pytest.approx(direct(row["prompt"], row["answer"]), abs=1e-4)
+        assert item.nll == pytest.approx(
+            direct_nll(model, tokenizer, row["prompt"], row["answer"]), abs=1e-4
+        )
         assert item.num_tokens == len(row["answer"])
         assert item.choice_nll is None
     found = record.result["tasks"]["task"]

@@ -198,6 +198,21 @@ def test_a_damaged_store_is_a_warning_in_the_pipeline(
     assert "later: bitrank publish" in caplog.text
 
 
+def test_killed_while_the_database_is_made_the_next_one_makes_it(project: Path) -> None:
+    own_store().database.unlink()
+    draft = own_store().database.with_suffix(".draft")
+    code = f"from bitrank import tracking; tracking.publish(experiment={EXPERIMENT!r})"
+    killed = subprocess.Popen([sys.executable, "-c", code])
+    while not draft.exists() or not draft.stat().st_size:
+        assert killed.poll() is None
+        time.sleep(0.01)
+    killed.kill()
+    killed.wait()
+    assert publish().outcome == "published"
+    assert len(runs()) == 1
+    assert not draft.exists()
+
+
 def test_a_slow_server_is_given_up(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     with pytest.raises(TrackingError, match="too slow"):

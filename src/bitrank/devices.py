@@ -30,9 +30,9 @@ def using(kind: str, alone: bool) -> Iterator[None]:
     names = ["cpu"] if kind == "cpu" else sorted(identify_gpus().values()) or [kind]
     with ExitStack() as held:
         for name in names:
-            gate = held.enter_context(_opened(f"bitrank-{name}-gate"))
+            gate = held.enter_context(_opened(_file(f"{name}-gate")))
             _lock(gate, fcntl.LOCK_EX, f"a measurement on {name} goes first")
-            device = held.enter_context(_opened(f"bitrank-{name}"))
+            device = held.enter_context(_opened(_file(name)))
             what = f"to be alone on {name}, which others still use"
             _lock(device, fcntl.LOCK_EX if alone else fcntl.LOCK_SH, what)
             if not alone:
@@ -48,7 +48,7 @@ def leased(kind: str) -> Iterator[Mapping[str, str]]:
         yield {}
         return
     with ExitStack() as opened:
-        files = {n: opened.enter_context(_opened(f"bitrank-{i}-lease")) for n, i in gpus.items()}
+        files = {n: opened.enter_context(_opened(_file(f"{i}-lease"))) for n, i in gpus.items()}
         while True:
             for name, file in files.items():
                 if try_lock(file):
@@ -60,9 +60,24 @@ def leased(kind: str) -> Iterator[Mapping[str, str]]:
 @contextmanager
 def taking_turns(name: str, why: str) -> Iterator[None]:
     """Be the one process of this machine that does what `name` says; `why` one has to wait."""
-    with _opened(f"bitrank-{name}") as lock:
+    with holding(_file(name), why):
+        yield
+
+
+@contextmanager
+def holding(path: Path, why: str) -> Iterator[None]:
+    """Be the one process that holds the lock of this file; `why` one has to wait."""
+    with _opened(path) as lock:
         _lock(lock, fcntl.LOCK_EX, why)
         yield
+
+
+def is_held(path: Path) -> bool:
+    """Whether some process holds the lock of this file now."""
+    if not path.is_file():
+        return False
+    with _opened(path) as lock:
+        return not try_lock(lock)
 
 
 def identify_gpus() -> dict[str, str]:
@@ -98,11 +113,14 @@ def _lock(descriptor: int, how: int, waiting_for: str) -> None:
         fcntl.flock(descriptor, how)
 
 
+def _file(name: str) -> Path:
+    return Path(tempfile.gettempdir()) / f"bitrank-{name}.lock"
+
+
 @contextmanager
-def _opened(name: str) -> Iterator[int]:
-    path = Path(tempfile.gettempdir()) / f"{name}.lock"
+def _opened(path: Path) -> Iterator[int]:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CREAT, 0o644)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)  # NFS locks what can be written
     except PermissionError:  # another user's: Linux lets nobody else open it "to create"
         descriptor = os.open(path, os.O_RDONLY)
     try:

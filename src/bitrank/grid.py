@@ -7,7 +7,6 @@ six digits of its configuration's hash.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from hydra.errors import HydraException
 
 from bitrank import composition, identity
 from bitrank.errors import UserError
-from bitrank.projection import flatten, parse_yaml
+from bitrank.projection import flatten, name_run, parse_yaml
 
 DIGITS = 6
 OF_THE_DRIVER = ("hydra", "sweep")
@@ -112,20 +111,18 @@ def _values(override: Override) -> list[str]:
 
 def _make_point(own: tuple[str, ...], text: str) -> Point:
     values = flatten(parse_yaml(text))
-    digits = hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
+    digits = identity.hash_text(text)[:DIGITS]
     return Point(key=f"{name_point(values, own)}-{digits}", overrides=own, text=text)
 
 
 def name_point(values: Mapping[str, str], own: Iterable[str]) -> str:
     """Precision, rank and seed, and what else is varied: `nf4-r8-s0-learning_rate0.001`."""
-    rank = "full" if values["adapter.method"] == "full" else f"r{values['adapter.rank']}"
     others = [
         _tidy(f"{key.lstrip('+').replace('/', '.').rpartition('.')[2]}{value}")
         for key, _, value in (o.partition("=") for o in own)
         if key.lstrip("+") not in IN_EVERY_KEY
     ]
-    name = "-".join([values["precision.name"], rank, f"s{values['seed']}", *others])
-    return _tidy(name)[:MOST_CHARACTERS]
+    return _tidy("-".join([name_run(values), *others]))[:MOST_CHARACTERS]
 
 
 def _tidy(name: str) -> str:

@@ -11,22 +11,18 @@ ends in whatever way: a point that says "running" under a free lock has died wit
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from bitrank import devices, identity, paths, records
-from bitrank.errors import UserError
 from bitrank.grid import Grid
+from bitrank.sweep_projection import MANIFEST, SCHEMA_VERSION, read_manifest
 
-SCHEMA_VERSION = 1
 Status = Literal["done", "failed", "out of memory", "interrupted", "running", "missing"]
-FAILED = ("failed", "out of memory")
 DIED = "its process ended without a word: it was killed, or the machine went down"
 
 
@@ -56,7 +52,7 @@ class SweepFolder:
 
     @property
     def manifest(self) -> Path:
-        return self.folder / "sweep.json"
+        return self.folder / MANIFEST
 
     def kept(self, key: str) -> Path:
         return self.folder / key
@@ -78,7 +74,7 @@ class SweepFolder:
     def declare(self, grid: Grid, name: str, code: Mapping[str, Any]) -> None:
         """Write the manifest with these points beside those that the sweep has already."""
         with self.changing():
-            known = self._read().get("points", []) if self.manifest.is_file() else []
+            known = read_manifest(self.folder).get("points", []) if self.manifest.is_file() else []
             points = {point["key"]: point for point in known}
             for point in grid.points:
                 points[point.key] = {
@@ -100,23 +96,23 @@ class SweepFolder:
     def refresh(self) -> None:
         """Bring the statuses in the manifest up to date."""
         with self.changing():
-            self._write(self._read())
+            self._write(read_manifest(self.folder))
 
     def commit(self) -> dict[str, Any]:
         """The code's commit, as `environment.describe_commit` told it."""
-        body = self._read()
+        body = read_manifest(self.folder)
         return {key: body[key] for key in ("git_commit", "git_dirty")}
 
-    def outcomes(self) -> dict[str, Outcome]:
-        """How each point of the manifest stands now, in its order."""
-        return {p["key"]: self.outcome(p["key"]) for p in self._read()["points"]}
+    def outcomes(self, keys: Iterable[str]) -> dict[str, Outcome]:
+        """How each of these points stands now."""
+        return {key: self.outcome(key) for key in keys}
 
     def outcome(self, key: str) -> Outcome:
         file = self.kept(key) / "outcome.json"
         if not file.is_file():
             return Outcome(status="missing")
         found = Outcome(**json.loads(file.read_text(encoding="utf-8")))
-        if found.status == "running" and not self._is_held(key):
+        if found.status == "running" and not devices.is_held(self.scratch / f"{key}.lock"):
             return replace(found, status="failed", reason=DIED)
         return found
 
@@ -128,47 +124,18 @@ class SweepFolder:
     @contextmanager
     def holding(self, key: str) -> Iterator[None]:
         """Be the one process that runs this point; wait for another that does."""
-        with self._locked(f"{key}.lock"):
+        with self._locked(f"{key}.lock", f"another process runs {key}"):
             yield
 
     @contextmanager
     def changing(self) -> Iterator[None]:
         """Be the one process that changes what the points share."""
-        with self._locked("manifest.lock"):
+        with self._locked("manifest.lock", f"another process writes {self.manifest}"):
             yield
 
-    @contextmanager
-    def _locked(self, name: str) -> Iterator[None]:
+    def _locked(self, name: str, why: str) -> AbstractContextManager[None]:
         self.scratch.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.scratch / name, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
-
-    def _is_held(self, key: str) -> bool:
-        lock = self.scratch / f"{key}.lock"
-        if not lock.is_file():
-            return False
-        descriptor = os.open(lock, os.O_RDWR)
-        try:
-            return not devices.try_lock(descriptor)
-        finally:
-            os.close(descriptor)
-
-    def _read(self) -> dict[str, Any]:
-        try:
-            body: dict[str, Any] = json.loads(self.manifest.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise UserError(f"{self.manifest} does not exist: there is no such sweep") from None
-        except ValueError:
-            raise UserError(
-                f"{self.manifest} is not a manifest: remove it, and the sweep's command writes it"
-            ) from None
-        if body["schema_version"] > SCHEMA_VERSION:
-            raise UserError(f"{self.manifest} was written by a newer bitrank: update this one")
-        return body
+        return devices.holding(self.scratch / name, why)
 
     def _write(self, body: dict[str, Any]) -> None:
         points = [{**point, **asdict(self.outcome(point["key"]))} for point in body["points"]]

@@ -7,11 +7,11 @@ other points go on.
 from __future__ import annotations
 
 import json
-import logging
 import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,6 @@ ENDED = re.compile(
     r"(?:.*exited with (?P<status>-?\d+))?",
     re.M,
 )
-LOG = logging.getLogger(__name__)
 
 
 def run_point(sweep: SweepFolder, key: str, targets: Sequence[str]) -> Outcome:
@@ -41,23 +40,24 @@ def run_point(sweep: SweepFolder, key: str, targets: Sequence[str]) -> Outcome:
     Raises:
         KeyboardInterrupt: when it was interrupted; the outcome says so.
     """
+    keep = not targets
     with sweep.holding(key):
         before = sweep.outcome(key)
         if before.status == "done":  # by another process that had the same command
             return before
-        if not targets:
+        if keep:
             sweep.write_outcome(key, Outcome(status="running"))
         start = time.monotonic()
         try:
-            outcome = _run(sweep, key, targets or [pipeline.END], keep=not targets)
+            outcome = _run(sweep, key, targets or [pipeline.END], keep)
         except (KeyboardInterrupt, SystemExit):  # the latter from a cluster that wants its node
-            if not targets:
+            if keep:
                 sweep.write_outcome(key, Outcome(status="interrupted"))
             raise
         except OSError as error:  # no room for a workspace, say
             outcome = Outcome(status="failed", reason=hide_home(str(error)))
-        outcome = Outcome(**{**vars(outcome), "seconds": time.monotonic() - start})
-        if not targets:
+        outcome = replace(outcome, seconds=time.monotonic() - start)
+        if keep:
             sweep.write_outcome(key, outcome)
         return outcome
 

@@ -132,18 +132,23 @@ def project(run: Run, results: Path, params: Path, lock: Path, report: Path) -> 
     lock_hash = None if locked is None else hash_json(locked)
     flat = flatten(values)
     params_hash = hash_file(params)
-    precision, rank, seed = (flat.get(k, "?") for k in ("precision.name", "adapter.rank", "seed"))
-    adapted = "full" if flat.get("adapter.method") == "full" else f"r{rank}"
     identity = {"params.sha256": params_hash, "dvc.lock.sha256": lock_hash}
     return Projection(
         key=hash_json(identity),
-        name=f"{precision}-{adapted}-s{seed}",
+        name=name_run(flat),
         params={key: shorten(hide_home(text)) for key, text in flat.items()},
         metrics=dict(metrics_of(run)),
         curves=dict(_curves(run)),
         tags={k: shorten(v) for k, v in _tags(run, flat, identity).items() if v is not None},
         artifacts=dict(_artifacts(run, results, params, lock, report)),
     )
+
+
+def name_run(flat: Mapping[str, str]) -> str:
+    """Precision, rank and seed of a flattened configuration: `nf4-r8-s0`."""
+    precision, rank, seed = (flat.get(k, "?") for k in ("precision.name", "adapter.rank", "seed"))
+    adapted = "full" if flat.get("adapter.method") == "full" else f"r{rank}"
+    return f"{precision}-{adapted}-s{seed}"
 
 
 def flatten(values: object, prefix: str = "") -> dict[str, str]:

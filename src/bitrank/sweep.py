@@ -21,7 +21,8 @@ from omegaconf import DictConfig
 from bitrank import composition, environment, pipeline, tracking, workspace
 from bitrank.errors import UserError
 from bitrank.grid import Grid, Point, expand
-from bitrank.manifest import FAILED, SweepFolder
+from bitrank.manifest import SweepFolder
+from bitrank.sweep_projection import FAILURES
 from bitrank.watch import watching
 
 ONE_AT_A_TIME = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
@@ -63,7 +64,6 @@ def run_sweep(arguments: Sequence[str], config: DictConfig, launcher: Launcher) 
         _announce(sweep, grid, len(waiting))
         if waiting:
             _run(sweep, waiting, config, launcher)
-        sweep.refresh()
         _publish(lambda: tracking.publish_sweep(sweep.folder, config.tracking.experiment))
     except UserError as error:
         sys.exit(f"error: {error}")
@@ -155,9 +155,9 @@ def _describe_job(sweep: SweepFolder, config: DictConfig, key: str, stages: Sequ
 
 def _tell_end(sweep: SweepFolder, keys: Sequence[str]) -> bool:
     """Print each point that is not done with its reason; return whether all are done."""
-    outcomes = {key: sweep.outcome(key) for key in keys}
+    outcomes = sweep.outcomes(keys)
     for key, outcome in outcomes.items():
-        if outcome.status in FAILED:
+        if outcome.status in FAILURES:
             print(f"{outcome.status}: {key}: {outcome.reason} (log: {sweep.log(key)})")
     num_done = sum(outcome.status == "done" for outcome in outcomes.values())
     print(f"{num_done} of {len(keys)} points are done: {sweep.manifest}")

@@ -30,7 +30,10 @@ from bitrank.projection import Projection, hide_home
 from bitrank.runs import STAGES, Run, read_run
 from bitrank.store import POINT, SWEEP, Wanted
 
+MANIFEST = "sweep.json"
 SCHEMA_VERSION = 1
+"""Of the manifest."""
+UNREADABLE = "is not a sweep's manifest: remove it, and the sweep's command makes it anew"
 COSTS = ["memory/train_peak_bytes", "speed/train_tokens_per_second"]
 QUALITY = ["nll/adapter", "acc/adapter"]
 CONTROLS = ["acc/merged", "acc/quantized", "acc/original", "acc/control", "model/size_bytes"]
@@ -74,21 +77,31 @@ class Sweep:
 
 def read_sweep(folder: Path) -> Sweep:
     """Raises UserError: no manifest, or one that cannot be read or is of a newer bitrank."""
-    file = folder / "sweep.json"
-    if not file.is_file():
-        raise UserError(f"{file} does not exist: there is no such sweep")
+    file, manifest = folder / MANIFEST, read_manifest(folder)
     try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-        version, name, axes = (manifest[k] for k in ("schema_version", "sweep", "axes"))
+        name, axes = manifest["sweep"], manifest["axes"]
         points = [_read_point(entry, folder) for entry in manifest["points"]]
         unfit = [n for n in (name, *(p.key for p in points)) if not re.fullmatch(r"[\w.=+-]+", n)]
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{file} is not a sweep's manifest: the sweep's command makes it") from None
-    if version > SCHEMA_VERSION:
-        raise UserError(f"{file} has schema version {version}, newer than this bitrank: update it")
+        raise UserError(f"{file} {UNREADABLE}") from None
     if unfit or not isinstance(axes, Mapping):
         raise UserError(f"{file} is damaged at {unfit or 'axes'}: the sweep's command makes it")
     return Sweep(id=name, manifest=manifest, points=points)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Raises UserError: as `read_sweep`; what the manifest says of its points is not looked at."""
+    file = folder / MANIFEST
+    if not file.is_file():
+        raise UserError(f"{file} does not exist: there is no such sweep")
+    try:
+        manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        version = manifest["schema_version"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{file} {UNREADABLE}") from None
+    if version > SCHEMA_VERSION:
+        raise UserError(f"{file} has schema version {version}, newer than this bitrank: update it")
+    return manifest
 
 
 def _read_point(entry: Mapping[str, Any], folder: Path) -> Point:

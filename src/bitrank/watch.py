@@ -13,8 +13,9 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
-from bitrank.manifest import FAILED, Outcome, SweepFolder
+from bitrank.manifest import Outcome, SweepFolder
 from bitrank.points import RAN
+from bitrank.sweep_projection import ENDED, FAILURES
 
 SECONDS_BETWEEN_LOOKS = 1.0
 SECONDS_BETWEEN_LINES = 60.0
@@ -37,19 +38,19 @@ def watching(sweep: SweepFolder, keys: Sequence[str]) -> Iterator[None]:
 
 def _watch(sweep: SweepFolder, keys: Sequence[str], ending: threading.Event) -> None:
     start = last_line = time.monotonic()
-    known: dict[str, Outcome] = {key: sweep.outcome(key) for key in keys}
-    seconds: list[float] = []
+    known = sweep.outcomes(keys)
+    num_ended = 0
     bar = tqdm(total=len(keys), unit="points", disable=not sys.stderr.isatty(), dynamic_ncols=True)
     while True:
         is_last = ending.wait(SECONDS_BETWEEN_LOOKS)
-        now = {key: sweep.outcome(key) for key in keys}
+        now = sweep.outcomes(keys)
         for key in keys:
-            if now[key] != known[key] and now[key].status in ("done", *FAILED):
-                seconds.append(now[key].seconds or 0.0)
+            if now[key] != known[key] and now[key].status in ENDED:
+                num_ended += 1
                 bar.update()
                 tqdm.write(_tell_point(key, now[key]), file=sys.stderr)
         known = now
-        line = _tell_all(sweep, now, seconds, time.monotonic() - start)
+        line = _tell_all(sweep, now, num_ended, time.monotonic() - start)
         bar.set_postfix_str(line)
         if bar.disable and time.monotonic() - last_line > SECONDS_BETWEEN_LINES:
             last_line = time.monotonic()
@@ -72,16 +73,16 @@ def _tell_point(key: str, outcome: Outcome) -> str:
 
 
 def _tell_all(
-    sweep: SweepFolder, now: Mapping[str, Outcome], seconds: Sequence[float], elapsed: float
+    sweep: SweepFolder, now: Mapping[str, Outcome], num_ended: int, elapsed: float
 ) -> str:
     done = sum(outcome.status == "done" for outcome in now.values())
-    failed = sum(outcome.status in FAILED for outcome in now.values())
+    failed = sum(outcome.status in FAILURES for outcome in now.values())
     running = [key for key, outcome in now.items() if outcome.status == "running"]
     shown = ", ".join(f"{key} {_stage(sweep, key)}".strip() for key in running[:4])
     more = f" and {len(running) - 4} more" if len(running) > 4 else ""
     left = len(now) - done - failed
     # Points that ran at the same time count as many times.
-    each = elapsed / len(seconds) if seconds else None
+    each = elapsed / num_ended if num_ended else None
     time_left = "unknown" if each is None else f"about {_in_words(each * left)}"
     return f"{done} done, {failed} failed, running: {shown or 'none'}{more}; time left {time_left}"
 

@@ -11,7 +11,6 @@ values, and what others made beside it is deleted.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import re
@@ -22,9 +21,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from bitrank import paths
+from bitrank import devices, paths
 from bitrank.board import ALL_RUNS, VIEW_TAG, describe_view
-from bitrank.devices import try_lock
 from bitrank.errors import UserError
 from bitrank.store import (
     CONTENT,
@@ -54,7 +52,6 @@ ENVIRONMENT = {
 }
 HURRIED = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "4", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
 PATIENT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "30", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
-log = logging.getLogger(__name__)
 
 
 class TrackingError(UserError):
@@ -108,10 +105,7 @@ def _taking_turns(store: Store) -> Iterator[None]:
         yield
         return
     store.folder.mkdir(parents=True, exist_ok=True)
-    with (store.folder / "publishing.lock").open("w") as lock:  # closed, it is free again
-        if not try_lock(lock.fileno()):
-            log.info("waiting: others publish to %s", store.shown)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    with devices.holding(store.folder / "publishing.lock", f"others publish to {store.shown}"):
         yield
 
 
@@ -121,6 +115,13 @@ def _open_client(store: Store, hurry: bool) -> Any:
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # it would tell of each attempt
     from mlflow import MlflowClient  # 2 seconds
 
+    if store.database is not None and not store.database.exists():
+        # MLflow takes a second to make its tables and cannot go on with half of them: all or none.
+        draft = store.database.with_suffix(".draft")
+        for left in draft.parent.glob(f"{draft.name}*"):
+            left.unlink()
+        MlflowClient(tracking_uri=f"sqlite:///{draft.as_posix()}").search_experiments(max_results=1)
+        draft.replace(store.database)
     return MlflowClient(tracking_uri=store.uri)
 
 
