@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -96,3 +98,28 @@ def test_unknown_groups_options_and_keys_are_refused() -> None:
     for override in ("precision=nf3", "adapter.rnk=8", "flavour=mint"):
         with pytest.raises(UserError, match="cannot compose"):
             composition.compose_text([override], CONF)
+
+
+def test_what_was_composed_is_read_back_until_conf_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    conf = Path(shutil.copytree(CONF, "conf"))
+    composed: list[list[str]] = []
+
+    def compose(overrides: Sequence[str]) -> str:
+        composed.append(list(overrides))
+        return composition.compose_text(overrides, conf)
+
+    wanted: list[list[str]] = [["adapter.rank=2"], ["adapter.rank=4"], ["adapter.rank=2"]]
+    for _ in range(2):
+        again = composition.remembering(compose, conf)
+        assert [again(one) for one in wanted] == [
+            composition.compose_text(one, conf) for one in wanted
+        ]
+    assert composed == wanted[:2]
+    file = conf / "train" / "default.yaml"
+    file.write_text(file.read_text().replace("epochs: 1", "epochs: 3"))
+    assert "epochs: 3" in composition.remembering(compose, conf)(["adapter.rank=2"])
+    (conf / "train" / "mine.yaml").write_text("epochs: ${oc.env:EPOCHS}")
+    assert composition.remembering(compose, conf) is compose

@@ -71,7 +71,8 @@ def expand(arguments: Sequence[str]) -> Grid:
     axes = {key: _values(o) for key, o in swept.items()}
     points: dict[str, Point] = {}
     faults: dict[str, list[str]] = {}
-    with composition.composing() as compose:
+    with composition.composing() as compose_one:
+        compose = composition.remembering(compose_one)
         for values in product(*axes.values()):
             own = tuple(f"{key}={value}" for key, value in zip(axes, values, strict=True))
             try:
