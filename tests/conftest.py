@@ -12,7 +12,7 @@ import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from bitrank import composition, config, models, records, weights, writer
+from bitrank import chain, composition, config, identity, models, records, weights, writer
 from bitrank.store import DATABASE
 
 ROOT = Path(__file__).parents[1]
@@ -64,10 +64,18 @@ def quantized(
             precision = compose(f"precision={name}").precision
             model = weights.quantize_model(original, precision, CPU)
             models.save_model(model, models.load_tokenizer(original), folder)
+            stamp_base(folder, original, precision)
             made[name] = folder
         return made[name]
 
     return folder_of
+
+
+def stamp_base(folder: Path, original: Path, precision: config.PrecisionConfig) -> None:
+    """Stamp the weights in `folder`, as `quantize` does."""
+    hashes = {"original_hash": original, "base_hash": folder}
+    found = {name: identity.hash_weights(where) for name, where in hashes.items()}
+    chain.write_stamp(folder, chain.BaseStamp(**found, precision=precision))
 
 
 @pytest.fixture(scope="session")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bitrank import adapters, identity, models, paths, records, tasks
+from bitrank import adapters, chain, identity, models, paths, records, tasks
 from bitrank.config import EvaluateConfig, RunConfig, RuntimeConfig
 from bitrank.pins import Benchmark
 
@@ -44,6 +45,7 @@ def write_prepared(folder: Path, answers: list[str], count: int = 9) -> Path:
     for split in paths.SPLITS:
         records.write_jsonl(paths.split(split, folder), rows)
     records.write_text(folder / "choices.json", json.dumps(sorted(answers)))
+    records.write_text(paths.template(folder), json.dumps({"template_hash": "e" * 64}))
     return folder
 
 
@@ -77,8 +79,25 @@ def make_adapter(base: Path, folder: Path, compose: Callable[..., RunConfig]) ->
     model = adapters.attach_adapter(models.load_model(base), compose().adapter, 0)
     for _, layer in adapters.lora_layers(model):
         torch.nn.init.normal_(layer.lora_B["default"].weight, std=0.2)
-    stamp = adapters.Stamp(base_hash=identity.hash_weights(base), data_hash="0" * 64)
+    known = chain.check_base(base)
+    stamp = chain.Stamp(
+        base_hash=known.base_hash, original_hash=known.original_hash, stopped_at_step=7,
+        first_weights_hash=adapters.hash_first_weights(model),
+        **vars(chain.identify_rows(paths.PREPARED)),
+    )  # fmt: skip
     adapters.save_adapter(model, folder, stamp)
+    return folder
+
+
+def make_merged(original: Path, folder: Path) -> Path:
+    """The original, stamped as if it were what `merge` made of the adapter."""
+    shutil.copytree(original, folder)
+    merged_hash = identity.hash_weights(folder)
+    stamp = chain.MergedStamp(
+        merged_hash=merged_hash, added_to_hash=merged_hash,
+        adapter=chain.read_stamp(paths.ADAPTER),
+    )  # fmt: skip
+    chain.write_stamp(folder, stamp)
     return folder
 
 
@@ -89,8 +108,8 @@ def write_project(nf4: Path, original: Path, compose: Callable[..., RunConfig]) 
     records.write_jsonl(paths.BENCHMARKS / "prose.jsonl", TEXTS)
     link(paths.ORIGINAL, original)
     link(paths.QUANTIZED, nf4)
-    link(paths.MERGED, original)
     make_adapter(paths.QUANTIZED, paths.ADAPTER, compose)
+    make_merged(original, paths.MERGED)
 
 
 def score_with_lm_eval(task: tasks.Task, model: Any, tokenizer: Any, folder: Path) -> Any:

@@ -20,6 +20,7 @@ from transformers import (
 from bitrank import (
     adapters,
     batches,
+    chain,
     config,
     identity,
     merging,
@@ -148,7 +149,7 @@ def test_blocks_are_chosen_and_only_they_are_adapted(
     live = adapters.describe_adapter(model)
     assert live["blocks"] == blocks
     assert live["num_adapted_layers"] == 5 * len(blocks)
-    adapters.save_adapter(model, tmp_path, adapters.Stamp(base_hash="b", data_hash="d"))
+    adapters.save_adapter(model, tmp_path, chain.Stamp(base_hash="b", data_hash="d"))
     again = adapters.load_adapter(models.build_tiny(64, 2, 0)[0], tmp_path, "b")
     names = [name for name, _ in adapters.lora_layers(again)]
     assert names == [name for name, _ in adapters.lora_layers(model)]

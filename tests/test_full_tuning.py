@@ -11,6 +11,7 @@ from conftest import CPU, ROOT
 
 from bitrank import (
     adapters,
+    chain,
     composition,
     config,
     identity,
@@ -84,7 +85,7 @@ def test_a_tied_weight_is_saved_once_and_stays_tied(
 
     tuned = adapters.attach_adapter(tied(), compose(*FULL).adapter, 0)
     tuned.get_input_embeddings().weight.data += 1
-    adapters.save_adapter(tuned, tmp_path, adapters.Stamp(base_hash="b", data_hash="d"))
+    adapters.save_adapter(tuned, tmp_path, chain.Stamp(base_hash="b", data_hash="d"))
     loaded = adapters.load_adapter(tied(), tmp_path, "b")
     assert torch.equal(loaded.get_output_embeddings().weight, tuned.get_input_embeddings().weight)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import CPU
 
-from bitrank import adapters, config, identity, low_rank, models
+from bitrank import adapters, chain, config, identity, low_rank, models
 from bitrank.low_rank import LowRankUpdate
 
 
@@ -88,7 +88,7 @@ def test_a_loaded_adapter_computes_what_peft_computes_and_merges_as_it_does(
     for _, layer in adapters.lora_layers(trained):
         torch.nn.init.normal_(layer.lora_B["default"].weight, std=0.1)
     base_hash = identity.hash_weights(folder)
-    adapters.save_adapter(trained, tmp_path, adapters.Stamp(base_hash=base_hash, data_hash="0"))
+    adapters.save_adapter(trained, tmp_path, chain.Stamp(base_hash=base_hash, data_hash="0"))
 
     base = models.load_model(folder, CPU)
     base = base.bfloat16() if kind == "bfloat16" else base

@@ -10,7 +10,7 @@ import torch
 from conftest import CPU, PRECISIONS
 from transformers import AutoModelForCausalLM
 
-from bitrank import adapters, config, identity, merging, models, records, training, weights
+from bitrank import adapters, config, identity, merging, models, paths, records, training, weights
 from bitrank.errors import UserError
 
 TOKENS = torch.arange(40).unsqueeze(0)
@@ -98,12 +98,13 @@ def test_a_merge_in_half_precision_is_cast_last(merge: Merge, tmp_path: Path) ->
 
 def test_an_adapter_of_other_rows_is_refused(
     merge: Merge, compose: Callable[..., config.RunConfig], original: Path,
-    quantized: Callable[[str], Path], tmp_path: Path,
+    quantized: Callable[[str], Path], prepared: Path, tmp_path: Path,
 ) -> None:  # fmt: skip
     merge("precision=nf4")
     other = tmp_path / "other"
     other.mkdir()
     (other / "train.jsonl").write_text("{}")
+    paths.template(other).write_text(paths.template(prepared).read_text())
     run = compose()
     with pytest.raises(UserError, match="was trained on other rows"):
         merging.merge_adapter(run.merge, run.runtime, quantized("nf4"), original,

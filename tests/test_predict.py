@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from bitrank import adapters, config, identity, models, paths
+from bitrank import adapters, chain, config, identity, models, paths
 from bitrank.data_config import ChatFormat
 from bitrank.errors import UserError
 from bitrank.predict import complete_prompt, generate, make_prompt, predict, rank_choices
@@ -42,7 +42,7 @@ def project(
     for _, layer in adapters.lora_layers(model):
         torch.nn.init.normal_(layer.lora_B["default"].weight, std=0.5)
     base_hash = identity.hash_weights(paths.QUANTIZED)
-    stamp = adapters.Stamp(base_hash=base_hash, data_hash="d" * 64)
+    stamp = chain.Stamp(base_hash=base_hash, data_hash="d" * 64)
     adapters.save_adapter(model, paths.ADAPTER, stamp)
     paths.PREPARED.mkdir(parents=True)
     (paths.PREPARED / "choices.json").write_text(json.dumps(CHOICES))

@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -25,22 +24,14 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedModel
 
-from bitrank import environment, full_tuning, identity, processes, records, weights
+from bitrank import chain, environment, full_tuning, identity, processes, records, weights
+from bitrank.chain import Stamp
 from bitrank.errors import UserError
 from bitrank.low_rank import FusedLora
 from bitrank.tuning import LAST, AdapterConfig, FullAdapter, LoraAdapter
 
-STAMP = "bitrank.json"
 GROUPS = ("all-linear", "attention", "feed-forward")
 Tuned: TypeAlias = PeftModel | PreTrainedModel
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stamp:
-    """What an adapter belongs to; travels with it, and is checked wherever it is used."""
-
-    base_hash: str
-    data_hash: str
 
 
 def attach_adapter(base: PreTrainedModel, adapter: AdapterConfig, init_seed: int) -> Tuned:
@@ -175,8 +166,7 @@ def save_adapter(
         _make_repeatable(folder)
     else:
         full_tuning.save(model, folder, state)
-    records.write_text(folder / STAMP, records.canonical_json(asdict(stamp)) + "\n")
-    return identity.hash_weights(folder)
+    return chain.seal_adapter(folder, stamp)
 
 
 def _make_repeatable(folder: Path) -> None:
@@ -195,27 +185,14 @@ def load_adapter(base: PreTrainedModel, folder: Path, base_hash: str) -> Tuned:
     """Attach a saved adapter, frozen, to the base that it was trained on.
 
     Raises:
-        UserError: the adapter belongs to another base.
+        UserError: the adapter belongs to another base, or was changed after training.
     """
-    stamp = read_stamp(folder)
-    if stamp.base_hash != base_hash:
-        raise UserError(
-            f"{folder} was trained on the base {stamp.base_hash[:12]}, this one is "
-            f"{base_hash[:12]}: `dvc repro` brings them together"
-        )
+    chain.check_adapter(folder, base_hash)
     if full_tuning.is_saved_in(folder):
         return full_tuning.load(base, folder)
     model = PeftModel.from_pretrained(base, str(folder), is_trainable=False).eval()
     _fuse(model)
     return model
-
-
-def read_stamp(folder: Path) -> Stamp:
-    """Raises UserError: the folder holds no adapter of bitrank's."""
-    file = folder / STAMP
-    if not file.is_file():
-        raise UserError(f"{folder} holds no adapter with a {STAMP}; `dvc repro train` makes one")
-    return Stamp(**json.loads(file.read_text(encoding="utf-8")))
 
 
 def lora_layers(model: torch.nn.Module) -> Iterator[tuple[str, LoraLayer]]:

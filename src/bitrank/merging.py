@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bitrank import (
     adapters,
+    chain,
     data,
     environment,
     full_tuning,
@@ -28,7 +29,6 @@ from bitrank import (
 )
 from bitrank.artifacts import whole_folder
 from bitrank.config import MergeConfig, RuntimeConfig
-from bitrank.errors import UserError
 from bitrank.progress import progress
 
 ROWS_AT_ONCE = 8
@@ -48,14 +48,15 @@ def merge_adapter(
     """Write the merged model and compare it with base and adapter on held-out prompts.
 
     Raises:
-        UserError: the adapter belongs to another base or to other data.
+        UserError: the adapter belongs to another base, template or rows; `original` is not the
+            base that was quantized; weights were changed since they were written.
         RuntimeError: an exact merge does not give the logits of base and adapter.
     """
     device = environment.prepare_runtime(runtime)
-    base_hash = identity.hash_weights(quantized)
-    _check_rows(adapter, prepared)
+    of, stamp, named = _take_over(quantized, original, adapter, prepared, config.base)
     tokenizer = models.load_tokenizer(quantized)
-    tuned = adapters.load_adapter(models.load_model(quantized, device), adapter, base_hash)
+    base = weights.load_base(quantized, of.precision, device)
+    tuned = adapters.load_adapter(base, adapter, of.base_hash)
     source = quantized if config.base == "dequantized" else original
     merged = weights.dequantize_model(models.load_model(source, device))
     num_layers = _add_updates(merged, tuned)
@@ -67,14 +68,14 @@ def merge_adapter(
     with whole_folder(target) as folder:
         models.save_model(merged, tokenizer, folder)
         merged_hash, size = identity.hash_weights(folder), models.weight_bytes(folder)
+        made_of = {"added_to_hash": named["added_to_hash"], "adapter": stamp}
+        chain.write_stamp(folder, chain.MergedStamp(merged_hash=merged_hash, **made_of))
     return records.Record(
         stage="merge",
         treatment={
             "base": config.base,
             "dtype": config.dtype,
-            "base_hash": base_hash,
-            "added_to_hash": base_hash if source == quantized else identity.hash_weights(source),
-            "adapter_hash": identity.hash_weights(adapter),
+            **named,
             "compared_with": _name_tuned(tuned),
         },
         result={
@@ -87,15 +88,29 @@ def merge_adapter(
     )
 
 
+def _take_over(
+    quantized: Path, original: Path, adapter: Path, prepared: Path, added_to: str
+) -> tuple[chain.BaseStamp, chain.Stamp, dict[str, Any]]:
+    """The checked stamps of base and adapter, and all identities by the keys of the record."""
+    of = chain.check_base(quantized)
+    stamp = chain.check_adapter(adapter, of.base_hash)
+    rows = chain.check_rows(adapter, stamp, prepared)
+    return of, stamp, {
+        "base_hash": of.base_hash,
+        "original_hash": of.original_hash,
+        **vars(rows),
+        "first_weights_hash": stamp.first_weights_hash,
+        "adapter_hash": stamp.adapter_hash,
+        "added_to_hash": (
+            chain.check_original(original, of) if added_to == "original" else of.base_hash
+        ),
+    }  # fmt: skip
+
+
 def _name_tuned(tuned: adapters.Tuned) -> str:
     if isinstance(tuned, PreTrainedModel):
         return "tuned model"
     return "base and adapter, quantized layers computing as in training"
-
-
-def _check_rows(adapter: Path, prepared: Path) -> None:
-    if adapters.read_stamp(adapter).data_hash != identity.hash_files(prepared):
-        raise UserError(f"{adapter} was trained on other rows than {prepared}: run `dvc repro`")
 
 
 def _is_float32(tuned: Any) -> bool:

@@ -39,6 +39,11 @@ def split(name: str, prepared: Path = PREPARED) -> Path:
     return prepared / f"{name}.jsonl"
 
 
+def template(prepared: Path = PREPARED) -> Path:
+    """The hash of the template that the rows of the splits were put into."""
+    return prepared / "template.json"
+
+
 def record(stage: str, results: Path = RESULTS) -> Path:
     """The record of a stage; `evaluate` has one for each subject ("evaluate-adapter")."""
     return results / f"{stage}.json"

@@ -45,7 +45,8 @@ def prepare_data(
         for split, kept in splits.items()
     }
     asked, told = _ask(config.task, splits, tokenizer)
-    data_hash = _write(splits, asked, prepared)
+    template = {"template_hash": _hash_templates(config, tokenizer)}
+    data_hash = _write(splits, {**asked, paths.template().name: template}, prepared)
     summary = _audit(encoded, splits, tokenizer)
     with whole_folder(audit) as folder:
         page = render_audit(_examples(encoded, splits, tokenizer), summary)
@@ -60,7 +61,7 @@ def prepare_data(
         },
         result={
             "data_hash": data_hash,
-            "template_hash": _hash_templates(config, tokenizer),
+            **template,
             "num_rows_read": len(raw.rows) + len(held_out.rows),
             "num_duplicates_removed": cleaned.num_duplicates + cleaned_test.num_duplicates,
             "num_conflicts_removed": cleaned.num_conflicts + cleaned_test.num_conflicts,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from bitrank import environment, identity, models, paths, records, weights
+from bitrank import chain, environment, identity, models, paths, records, weights
 from bitrank.artifacts import whole_folder
 from bitrank.config import PrecisionConfig, RuntimeConfig
 from bitrank.progress import progress
@@ -36,16 +36,21 @@ def quantize_base(
     weights.set_block_size(model, before, precision)
     weights.check_precision(model, precision)
     layers = _layer_errors(before, model)
+    original_hash = identity.hash_weights(original)
     with whole_folder(quantized) as folder:
         models.save_model(model, models.load_tokenizer(original), folder)
         _check_reload(model, folder, device)
         size = models.weight_bytes(folder)
         base_hash = identity.hash_weights(folder)
+        stamp = chain.BaseStamp(
+            original_hash=original_hash, base_hash=base_hash, precision=precision
+        )
+        chain.write_stamp(folder, stamp)
     error, norm = (sum(layer.pop(key) for layer in layers) for key in ("_error", "_norm"))
     return records.Record(
         stage="quantize",
         treatment={
-            "base_hash": identity.hash_weights(original),
+            "base_hash": original_hash,
             "precision": {"name": precision.name, **weights.describe_precision(model)},
         },
         result={
