@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shutil
 import socket
 import statistics
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import stamp_base
 from evaluated import (
     RUNTIME,
     configured,
@@ -147,9 +149,12 @@ def test_a_record_tells_what_was_evaluated(project: Path) -> None:
     }
     assert treatments["original"]["base_hash"] == identity.hash_weights(paths.ORIGINAL)
     assert treatments["quantized"]["base_hash"] == treatments["adapter"]["base_hash"] == base
-    assert treatments["adapter"]["adapter_hash"] == identity.hash_weights(paths.ADAPTER)
     assert treatments["merged"]["merged_hash"] == identity.hash_weights(paths.MERGED)
     assert treatments["merged"]["base_hash"] is None
+    for subject in ("adapter", "merged"):
+        assert treatments[subject]["adapter_hash"] == identity.hash_weights(paths.ADAPTER)
+        assert treatments[subject]["original_hash"] == treatments["original"]["base_hash"]
+        assert treatments[subject]["stopped_at_step"] == 7
     assert treatments["quantized"]["precision"]["quant_types"] == ["nf4"]
     assert treatments["quantized"]["computed_on"] == "dequantized weights"
     assert treatments["original"]["computed_on"] == "stored weights"
@@ -209,6 +214,7 @@ def test_what_computes_differently_stays_on_its_stored_weights(
     model = weights.quantize_model(paths.ORIGINAL, precision, torch.device("cpu"))
     paths.QUANTIZED.unlink()
     models.save_model(model, models.load_tokenizer(paths.ORIGINAL), paths.QUANTIZED)
+    stamp_base(paths.QUANTIZED, paths.ORIGINAL, precision)
     record = evaluation.evaluate_model("quantized", configured(dequantize=True), RUNTIME)
     assert record.treatment["precision"]["quant_types"] == [precision.quant_type]
     assert record.treatment["computed_on"] == "stored weights"
@@ -227,7 +233,7 @@ def test_an_adapter_of_another_base_is_refused(
 def test_what_is_missing_is_named(project: Path) -> None:
     with pytest.raises(UserError, match="original, quantized, adapter, merged"):
         evaluation.evaluate_model("orginal", configured(), RUNTIME)
-    paths.MERGED.unlink()
+    shutil.rmtree(paths.MERGED)
     with pytest.raises(UserError, match=r"data/merged does not exist"):
         evaluation.evaluate_model("merged", configured(), RUNTIME)
     (paths.BENCHMARKS / "quiz.jsonl").unlink()

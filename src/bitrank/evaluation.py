@@ -19,7 +19,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from bitrank import environment, identity, models, paths, prompts, records, tasks, weights
+from bitrank import (
+    chain,
+    determinism,
+    environment,
+    identity,
+    models,
+    paths,
+    prompts,
+    records,
+    tasks,
+    treatment,
+    weights,
+)
 from bitrank.artifacts import whole_folder
 from bitrank.config import EvaluateConfig, RuntimeConfig
 from bitrank.errors import UserError
@@ -38,8 +50,7 @@ def evaluate_model(
     what is configured, and are kept when that changes.
 
     Raises:
-        UserError: another subject, an artifact that is missing, or an adapter that was trained on
-            another base.
+        UserError: another subject, an artifact that is missing, a broken link of the `chain`.
     """
     if subject not in paths.SUBJECTS:
         raise UserError(
@@ -50,7 +61,8 @@ def evaluate_model(
     benchmarks = evaluate.benchmarks if subject in evaluate.benchmark_subjects else []
     wanted = [trained, *tasks.benchmark_tasks(benchmarks, paths.BENCHMARKS)]
     model, tokenizer, loaded = _load_subject(subject, evaluate.dequantize, device)
-    scores, seconds = _score(model, tokenizer, wanted, evaluate.batch_size)
+    with determinism.watching() as seen:
+        scores, seconds = _score(model, tokenizer, wanted, evaluate.batch_size)
     items, hashes = _keep_items(subject, wanted, scores)
     return records.Record(
         stage=f"evaluate-{subject}",
@@ -61,7 +73,7 @@ def evaluate_model(
             "threads": torch.get_num_threads(),
             "device": device.type,
             "lm_eval": metadata.version("lm_eval"),
-            "data_hash": identity.hash_files(paths.PREPARED),
+            "determinism": determinism.describe(device, seen),
             "tasks": {
                 task.name: _describe_task(task, scores[task.name], tokenizer) for task in wanted
             },
@@ -104,28 +116,27 @@ def _load_subject(
     where = {"original": paths.ORIGINAL, "merged": paths.MERGED}.get(subject, paths.QUANTIZED)
     if not where.is_dir():
         raise UserError(f"{where} does not exist; `dvc repro` makes it")
-    model = models.load_model(where, device)
-    held = weights.describe_precision(model)
+    handed, precision = chain.hand_over(subject, where, paths.ADAPTER, paths.PREPARED)
+    if precision is None:
+        model = models.load_model(where, device)
+    else:
+        model = weights.load_base(where, precision, device)
+    live = treatment.describe(model)
     own = str(model.get_input_embeddings().weight.dtype).removeprefix("torch.")
     # Only 4-bit layers have a compute type.
-    dequantized = dequantize and held["compute_dtypes"] == [own]
+    dequantized = dequantize and live["precision"]["compute_dtypes"] == [own]
     if dequantized:
         model = weights.dequantize_model(model)
     tokenizer = models.load_tokenizer(where)
-    weights_hash = identity.hash_weights(where)
-    loaded = {
-        "base_hash": None if subject == "merged" else weights_hash,
-        "adapter_hash": None,
-        "merged_hash": weights_hash if subject == "merged" else None,
-        "precision": held,
-        "computed_on": "dequantized weights" if dequantized else "stored weights",
-    }
+    computed_on = "dequantized weights" if dequantized else "stored weights"
+    loaded = {**handed, **live, "computed_on": computed_on}
     if subject != "adapter":
         return model, tokenizer, loaded
     from bitrank import adapters  # PEFT takes seconds to import, for one model of four
 
-    tuned = adapters.load_adapter(model, paths.ADAPTER, weights_hash)
-    return tuned, tokenizer, {**loaded, "adapter_hash": identity.hash_weights(paths.ADAPTER)}
+    tuned = adapters.load_adapter(model, paths.ADAPTER, handed["base_hash"])
+    # The base is told as it is held, not as it is computed on.
+    return tuned, tokenizer, {**loaded, **treatment.describe(tuned), "precision": live["precision"]}
 
 
 def _score(

@@ -21,15 +21,17 @@ from transformers import PreTrainedModel
 
 from bitrank import (
     adapters,
+    chain,
     data,
     decoding,
+    determinism,
     environment,
-    identity,
     meters,
     models,
     paths,
     records,
     steps,
+    treatment,
     weights,
     workload,
 )
@@ -78,11 +80,13 @@ def measure_training_and_inference(
     """Meter and time the step that trains, then inference; the stage has the device alone.
 
     Raises:
-        UserError: the base is not held as configured, a target layer is unknown, an answer does
-            not fit `max_tokens`, or `measure` asks for more tokens than the base has positions.
+        UserError: the base was changed or is not held as configured, a target layer is unknown, an
+            answer does not fit `max_tokens`, or `measure` asks for more tokens than the base has
+            positions.
     """
     device = environment.prepare_runtime(runtime, precision)
     after_import = meters.process_memory()["resident_bytes"]
+    source = chain.check_base(base_folder)
     with meters.ProcessMeter(after_import) as loading:
         base = weights.load_base(base_folder, precision, device)
     _check_positions(base, config, max_tokens)
@@ -93,7 +97,7 @@ def measure_training_and_inference(
     drawn = workload.draw_batches(rows, train, tokenizer)
     parts = config.warmup_steps + config.steps + 3 + len(decoding.BATCHES)
     with progress("measure", parts, "parts") as shown:
-        with meters.ProcessMeter(after_import) as training:
+        with meters.ProcessMeter(after_import) as training, determinism.watching() as seen:
             result, trained = _measure_training(TrainStep(model, train), drawn, config, shown)
         used = _compare_with_ceiling(base, model, trained["train_speed"], precision)
         shown.advance(done="matrix products")
@@ -103,11 +107,11 @@ def measure_training_and_inference(
     return records.Record(
         stage="measure",
         treatment={
-            "base_hash": identity.hash_weights(base_folder),
-            "precision": {"name": precision.name, **weights.describe_precision(base)},
-            "adapter": {**adapters.describe_adapter(model), **adapters.describe_setting(adapter)},
+            **chain.name_inputs(source, prepared),
+            **treatment.describe(model, precision, adapter),
+            "determinism": determinism.describe(device, seen),
             "num_rows": len(rows),
-            **_describe_setting(base, train),
+            **_describe_setting(device, train),
             **vars(config),
         },
         result=result,
@@ -126,13 +130,12 @@ def _describe_process(
     }
 
 
-def _describe_setting(base: PreTrainedModel, train: TrainConfig) -> dict[str, Any]:
+def _describe_setting(device: torch.device, train: TrainConfig) -> dict[str, Any]:
     return {
         "micro_batch_size": train.micro_batch_size,
         "global_batch_size": train.global_batch_size,
         "optimizer": train.optimizer,
-        "gradient_checkpointing": bool(base.is_activation_checkpointing),
-        "device": base.device.type,
+        "device": device.type,
         "threads": torch.get_num_threads(),
     }
 

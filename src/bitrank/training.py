@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from bitrank import (
     adapters,
+    chain,
     data,
+    determinism,
     environment,
     identity,
     models,
@@ -20,6 +22,7 @@ from bitrank import (
     prompts,
     records,
     steps,
+    treatment,
     weights,
 )
 from bitrank.artifacts import whole_folder
@@ -46,10 +49,11 @@ def train_adapter(
     `max_tokens` of a row are kept.
 
     Raises:
-        UserError: a base not held as configured or too short for the rows, an unknown layer, a
-            global batch that the processes cannot share, a loss that is no number.
+        UserError: a base not held as configured, changed since, or too short for the rows; an
+            unknown layer; a global batch that the processes cannot share; a loss that is no number.
     """
     device = environment.prepare_runtime(runtime, precision)
+    source = chain.check_base(base_folder)
     tokenizer = models.load_tokenizer(base_folder)
     rows = _encode(prepared, tokenizer, max_tokens)
     base = weights.load_base(base_folder, precision, device)
@@ -57,18 +61,18 @@ def train_adapter(
     model = adapters.attach_adapter(base, adapter, seeds.init)
     steps.keep_activations(base, config)
     # Told before training, which may spread the weights over several devices.
-    held, known = _describe_model(model, base, precision, adapter)
-    stamp = adapters.Stamp(
-        base_hash=identity.hash_weights(base_folder), data_hash=identity.hash_files(prepared)
-    )
-    kept = _checkpoints(stamp, max_tokens, (config, adapter, seeds, runtime), checkpoints)
+    held, known = treatment.describe(model, precision, adapter), _describe_size(model)
+    of = chain.name_inputs(source, prepared)
+    kept = _checkpoints(of, max_tokens, (config, adapter, seeds, runtime), checkpoints)
     trainer = AdapterTrainer(model, tokenizer, rows, config, seeds, runtime, kept)
-    with kept.alone():
+    with kept.alone(), determinism.watching() as seen:
         trainer.run()
+        stamp = chain.Stamp(**of, first_weights_hash=known["first_weights_hash"])
         adapter_hash = _write(trainer, model, stamp, target)
+    repeats = {"determinism": determinism.describe(device, seen)}
     return records.Record(
         stage="train",
-        treatment={**vars(stamp), **held, **trainer.describe()},
+        treatment={**of, **held, **trainer.describe(), **repeats},
         result={
             "adapter_hash": adapter_hash,
             "adapter_bytes": models.weight_bytes(target),
@@ -80,42 +84,34 @@ def train_adapter(
 
 
 def _checkpoints(
-    stamp: adapters.Stamp, max_tokens: int, sections: Sequence[Any], parent: Path
+    of: Mapping[str, Any], max_tokens: int, sections: Sequence[Any], parent: Path
 ) -> Checkpoints:
     """Under a name of everything that this training's result depends on."""
     configured = {type(section).__name__: asdict(section) for section in sections}
-    known = {**vars(stamp), "max_tokens": max_tokens, "num_processes": processes.count()}
+    known = {**of, "max_tokens": max_tokens, "num_processes": processes.count()}
     return Checkpoints({**known, **configured}, parent)
 
 
-def _write(
-    trainer: AdapterTrainer, model: adapters.Tuned, stamp: adapters.Stamp, target: Path
-) -> str:
+def _write(trainer: AdapterTrainer, model: adapters.Tuned, stamp: chain.Stamp, target: Path) -> str:
     """Return the hash of the adapter, which the first process writes; all others wait for it."""
     state, written = trainer.gathered_weights(), None
     if processes.is_first():
         with whole_folder(target) as folder:
+            stamp = replace(stamp, stopped_at_step=trainer.state.global_step)
             written = adapters.save_adapter(model, folder, stamp, state)
         trainer.checkpoints.remove()
     trainer.wait_for_all()
     return written or identity.hash_weights(target)
 
 
-def _describe_model(
-    model: adapters.Tuned, base: PreTrainedModel, precision: PrecisionConfig, adapter: AdapterConfig
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return (treatment, result) of the model that is about to be trained."""
+def _describe_size(model: adapters.Tuned) -> dict[str, Any]:
+    """What the record's result tells of the model that is about to be trained."""
     live = adapters.describe_adapter(model)
-    treatment = {
-        "precision": {"name": precision.name, **weights.describe_precision(base)},
-        "adapter": {**live, **adapters.describe_setting(adapter)},
-    }
-    result = {
+    return {
         "first_weights_hash": adapters.hash_first_weights(model),
         "num_trainable_parameters": live["num_trainable_parameters"],
         "trainable_share": adapters.trainable_share(model),
     }
-    return treatment, result
 
 
 def _encode(

@@ -181,7 +181,7 @@ def describe_precision(model: PreTrainedModel) -> dict[str, Any]:
     held: Counter[str] = Counter()
     for name, parameter in model.named_parameters():
         if ADAPTER not in name:
-            held[str(parameter.dtype).removeprefix("torch.")] += parameter.numel()
+            held[_name(parameter.dtype)] += parameter.numel()
     types = sorted({w.quant_type for w in four} | ({"int8"} if eight else set()))
     return {
         "num_linear_layers": len(layers),
@@ -190,11 +190,10 @@ def describe_precision(model: PreTrainedModel) -> dict[str, Any]:
         "double_quant": sorted({bool(w.quant_state.nested) for w in four}),
         "block_sizes": sorted({int(w.quant_state.blocksize) for w in four}),
         "compute_dtypes": sorted(
-            {str(m.compute_dtype).removeprefix("torch.")
-             for m in layers.values() if isinstance(m, Linear4bit)}
+            {_name(m.compute_dtype) for m in layers.values() if isinstance(m, Linear4bit)}
         ),
+        "quant_storage": sorted({_name(w.dtype) for w in four}),
         "stored_elements_by_dtype": dict(sorted(held.items())),
-        "attention": model.config._attn_implementation,
     }  # fmt: skip
 
 
@@ -210,18 +209,53 @@ def load_base(folder: Path, precision: PrecisionConfig, device: torch.device) ->
 
 
 def check_precision(model: PreTrainedModel, precision: PrecisionConfig) -> None:
-    """Raises UserError: a layer is not held as configured; the first such layer is named."""
+    """Raises UserError: a module is not held as configured; the first such module is named."""
     for name, layer in linear_layers(model).items():
-        found: tuple[object, ...] = (None, False, None)
-        if isinstance(layer, Linear4bit):
-            state = layer.weight.quant_state
-            found = (layer.weight.quant_type, bool(state.nested), int(state.blocksize))
-        elif isinstance(layer, Linear8bitLt):
-            found = ("int8", False, None)
-        wanted = (precision.quant_type, precision.double_quant, precision.block_size)
-        if found != wanted:
-            raise UserError(
-                f"the base is not what `precision` asks for: {name} is held as "
-                f"{found}, configured is {wanted} (type, double quantization, block size); "
-                "`dvc repro quantize` makes it anew"
-            )
+        held, wanted = _how_held(layer), _how_wanted(layer, precision)
+        _compare_held(name, held, wanted)
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    for name, module in model.named_modules():
+        if any(module is end for end in ends):
+            held = {"weight_dtype": _name(module.weight.dtype)}
+            _compare_held(name, held, {"weight_dtype": precision.weight_dtype})
+
+
+def _how_held(layer: Linear) -> dict[str, Any]:
+    """What of `precision` can be read from a layer, by its key there."""
+    if isinstance(layer, Linear4bit):
+        weight, state = layer.weight, layer.weight.quant_state
+        return {
+            "quant_type": weight.quant_type,
+            "double_quant": bool(state.nested),
+            "block_size": int(state.blocksize),
+            "quant_storage": _name(weight.dtype),
+            "compute_dtype": _name(layer.compute_dtype),
+        }
+    if isinstance(layer, Linear8bitLt):
+        return {"quant_type": "int8"}
+    return {"quant_type": None, "weight_dtype": _name(layer.weight.dtype)}
+
+
+def _how_wanted(layer: Linear, precision: PrecisionConfig) -> dict[str, Any]:
+    """The type always; the rest, where the layer is of that type, by what such a layer has."""
+    held = _how_held(layer)
+    if held["quant_type"] != precision.quant_type:
+        return {"quant_type": precision.quant_type}
+    return {key: getattr(precision, key) for key in held}
+
+
+def _compare_held(name: str, held: dict[str, Any], wanted: dict[str, Any]) -> None:
+    differing = [key for key in wanted if held[key] != wanted[key]]
+    if differing:
+        found, asked = (
+            ", ".join(f"{key} {'none' if of[key] is None else of[key]}" for key in differing)
+            for of in (held, wanted)
+        )
+        raise UserError(
+            f"the base is not what `precision` asks for: {name} is held as {found}, configured is "
+            f"{asked}; `dvc repro quantize` makes it anew"
+        )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
