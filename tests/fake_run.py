@@ -18,15 +18,17 @@ from bitrank.records import Item, Record
 
 NUM_ITEMS = 200
 HASH = {name: hashlib.sha256(name.encode()).hexdigest()
-        for name in ("original", "quantized", "data", "adapter", "merged")}  # fmt: skip
+        for name in ("original", "quantized", "data", "template", "first", "adapter",
+                     "merged")}  # fmt: skip
 LIVE = {
     "num_linear_layers": 210, "num_quantized_layers": 210, "quant_types": ["nf4"],
     "double_quant": [True], "block_sizes": [64], "compute_dtypes": ["float32"],
-    "stored_elements_by_dtype": {"float32": 28_348_992, "uint8": 53_084_160}, "attention": "sdpa",
+    "stored_elements_by_dtype": {"float32": 28_348_992, "uint8": 53_084_160},
+    "quant_storage": ["uint8"],
 }  # fmt: skip
 PLAIN = {
     **LIVE, "num_quantized_layers": 0, "quant_types": [], "double_quant": [], "block_sizes": [],
-    "compute_dtypes": [], "stored_elements_by_dtype": {"float32": 134_515_008},
+    "compute_dtypes": [], "quant_storage": [], "stored_elements_by_dtype": {"float32": 134_515_008},
 }  # fmt: skip
 ADAPTER = {
     "method": "lora", "num_adapted_layers": 210, "rank": [8], "scaling": [2.0],
@@ -35,8 +37,18 @@ ADAPTER = {
     "alpha_per_rank": 2.0, "dropout": 0.0, "use_dora": [False], "use_rslora": False,
     "blocks": list(range(30)),
 }  # fmt: skip
-SETTING = {"micro_batch_size": 16, "global_batch_size": 16, "gradient_checkpointing": False,
-           "device": "cpu", "threads": 2}  # fmt: skip
+SETTING = {"micro_batch_size": 16, "global_batch_size": 16, "device": "cpu", "threads": 2}
+MODEL = {
+    "dtypes": {"adapter": ["float32"], "norms": ["float32"], "embeddings": ["float32"],
+               "head": ["float32"], "head_is_embeddings": True},
+    "trainable": {"num_tensors": 420, "num_parameters": 2_442_240, "names_hash": "ef" * 32,
+                  "names": ["base.layers.*.q_proj.lora_A.weight"], "dtypes": ["float32"]},
+    "gradient_checkpointing": False, "attention": "sdpa",
+    "determinism": {"deterministic": True, "reason": "on a CPU of this kind"},
+}  # fmt: skip
+HANDED = {"original_hash": HASH["original"], "data_hash": HASH["data"],
+          "template_hash": HASH["template"]}  # fmt: skip
+TRAINED = {"adapter_hash": HASH["adapter"], "first_weights_hash": HASH["first"]}
 
 
 def make_items(
@@ -105,7 +117,7 @@ def make_base_records() -> dict[str, tuple[Any, Any, Any]]:
             {"name": "icd10-chapters", "rows": {"kind": "icd10"}, "balance": True, "split_seed": 0,
              "prompt": "Diagnosis: {text}\nChapter:", "answer": " {label}",
              "max_sequence_tokens": 128},
-            {"data_hash": HASH["data"], "template_hash": "ab" * 32, "num_rows_read": 74044,
+            {"data_hash": HASH["data"], "template_hash": HASH["template"], "num_rows_read": 74044,
              "num_duplicates_removed": 321, "num_conflicts_removed": 17, "num_groups": 1911,
              "splits": {"train": {**split, "num_rows": 1152},
                         "validation": {**split, "num_rows": 128}, "test": split},
@@ -153,11 +165,12 @@ def make_training_records() -> dict[str, tuple[Any, Any, Any]]:
              "argmax_agreement": 1.0}  # fmt: skip
     return {
         "train": (
-            {"base_hash": HASH["quantized"], "data_hash": HASH["data"], "precision": live,
+            {"base_hash": HASH["quantized"], **HANDED, "precision": live, **MODEL,
              "adapter": ADAPTER, "optimizer": optimizer, "epochs": 1, "num_rows": 1152,
-             "num_steps": 72, "gradient_accumulation_steps": 1, "seeds": {"init": 0, "order": 0},
-             "early_stopping": "off", "num_processes": 1, **SETTING},
-            {"adapter_hash": HASH["adapter"], "first_weights_hash": "cd" * 32,
+             "planned_steps": 72, "num_steps": 72, "gradient_accumulation_steps": 1,
+             "seeds": {"init": 0, "order": 0}, "early_stopping": "off", "num_processes": 1,
+             **SETTING},
+            {**TRAINED,
              "num_trainable_parameters": 2_442_240, "trainable_share": 0.01783,
              "adapter_bytes": 9_797_000, "losses": losses,
              "validation": [{"step": 0, "loss": 3.4}, {"step": 36, "loss": 0.82},
@@ -167,15 +180,15 @@ def make_training_records() -> dict[str, tuple[Any, Any, Any]]:
             {"train_seconds": 135.6, "tokens_per_second": 186.8},
         ),
         "measure": (
-            {"base_hash": HASH["quantized"], "precision": live, "adapter": ADAPTER,
-             "warmup_steps": 2, "steps": 8, **SETTING},
+            {"base_hash": HASH["quantized"], **HANDED, "precision": live, **MODEL,
+             "adapter": ADAPTER, "warmup_steps": 2, "steps": 8, **SETTING},
             {"tokens_per_step": {"padded": 359.5, "non_padding": 352.75, "supervised": 32.0},
              "train_memory": memory},
             observed,
         ),
         "merge": (
-            {"base": "dequantized", "dtype": "float32", "base_hash": HASH["quantized"],
-             "adapter_hash": HASH["adapter"], "compared_with": "base and adapter"},
+            {"base": "dequantized", "dtype": "float32", "base_hash": HASH["quantized"], **HANDED,
+             **TRAINED, "compared_with": "base and adapter"},
             {"merged_hash": HASH["merged"], "size_bytes": 538_090_000, "num_merged_layers": 210,
              "check": check},
             {},
@@ -227,14 +240,14 @@ def write_run(root: Path, benchmarks: bool = True) -> tuple[Path, dict[str, Path
                 "word_perplexity_stderr": None,
                 "bits_per_byte": 0.971,
             }
-        adapted = subject == "adapter"
+        adapted = subject in ("adapter", "merged")
         bases = {"adapter": HASH["quantized"], "merged": None}
         treatment = {
             "subject": subject, "base_hash": bases.get(subject, HASH.get(subject)),
-            "adapter_hash": HASH["adapter"] if adapted else None,
+            **HANDED, **(TRAINED if adapted else dict.fromkeys(TRAINED)),
             "merged_hash": HASH["merged"] if subject == "merged" else None,
             "precision": LIVE if subject in ("quantized", "adapter") else PLAIN,
-            "computed_on": "stored weights", "lm_eval": "0.4.13", "data_hash": HASH["data"],
+            "computed_on": "stored weights", "lm_eval": "0.4.13",
         }  # fmt: skip
         parts[f"evaluate-{subject}"] = (treatment, {"tasks": tasks, "items": hashes}, {})
     for stage, (treatment, result, observation) in parts.items():

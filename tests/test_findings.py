@@ -127,12 +127,13 @@ def test_an_adapter_below_the_most_frequent_answer_is_told(run: Run) -> None:
 
 def test_faults_are_warned_of(run: Run) -> None:
     assert findings.write_warnings(run) == ["Made with uncommitted changes of the code: measure."]
-    broken = changed(run, "merge", "treatment", {"adapter_hash": "0" * 64})
-    broken = changed(broken, "prepare", "result", {"audit": {"num_doubled_bos": 3}})
+    broken = changed(run, "prepare", "result", {"audit": {"num_doubled_bos": 3}})
+    adrift = {"deterministic": False, "reason": "no deterministic form on cuda: index_put_"}
+    broken = changed(broken, "train", "treatment", {"determinism": adrift})
     adapter = {**fake_run.ADAPTER, "trainable_outside_adapter": ["lm_head"]}
     broken = changed(broken, "train", "treatment", {"adapter": adapter})
     told = " ".join(findings.write_warnings(broken))
-    assert "merge did not use the adapter that train made" in told
+    assert "Training does not repeat to the same bytes: no deterministic form on cuda" in told
     assert "3 rows have a doubled start token" in told
     assert "Trained outside the adapter: lm_head" in told
 

@@ -167,8 +167,8 @@ def test_every_hand_over_agrees_and_a_changed_hash_is_seen(run: Run) -> None:
     changed = type(merge)(stage="merge", treatment=other, result=merge.result, observation={})
     broken = Run(records={**run.records, "merge": changed}, items={})
     table = provenance.identities_table(broken)
-    wrong = [row[0].text for row in table.rows if row[-1].text == "no"]
-    assert wrong == ["adapter"]
+    wrong = {row[0].text: row[-1].text for row in table.rows if row[-1].text != "yes"}
+    assert wrong == {"adapter": "not in merge"}
 
 
 def test_the_identities_are_whole_in_the_csv(run: Run) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from bitrank.provenance import links, live_precision
+from bitrank.provenance import live_precision
 from bitrank.run_tables import CHANGES, METRICS, compare, verdict
 from bitrank.runs import CONTROL, TASK, Run
 from bitrank.statistics import compare_unpaired
@@ -160,9 +160,6 @@ def describe_hardware(run: Run, stage: str) -> str:
 def write_warnings(run: Run) -> list[str]:
     """What makes the numbers incomplete or doubtful."""
     told = [f"Missing: no record of {', '.join(run.missing)}."] if run.missing else []
-    for what, maker, made, user, named in links(run):
-        if made is not None and named is not None and made != named:
-            told.append(f"{user} did not use the {what} that {maker} made: the chain is broken.")
     for key, words in (
         ("num_truncated", "rows are truncated"),
         ("num_doubled_bos", "rows have a doubled start token"),
@@ -171,6 +168,9 @@ def write_warnings(run: Run) -> list[str]:
         count = run.find("prepare", "result", "audit", key)
         if count:
             told.append(f"Label audit: {count:,} {words}.")
+    if run.find("train", "treatment", "determinism", "deterministic") is False:
+        reason = run.find("train", "treatment", "determinism", "reason")
+        told.append(f"Training does not repeat to the same bytes: {reason}.")
     if outside := run.find("train", "treatment", "adapter", "trainable_outside_adapter"):
         told.append(f"Trained outside the adapter: {format_value(outside)}.")
     environments = {s: run.find(s, "observation", "environment") or {} for s in run.records}

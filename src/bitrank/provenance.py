@@ -8,9 +8,11 @@ told once; one that does not names the stages.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from bitrank import paths, records
+from bitrank.errors import UserError
 from bitrank.runs import STAGES, Run
 from bitrank.tables import (
     MISSING,
@@ -69,32 +71,73 @@ def live_precision(run: Run, stage: str) -> Mapping[str, Any] | None:
     return found if isinstance(found, Mapping) else None
 
 
-def links(run: Run) -> list[tuple[str, str, Any, str, Any]]:
-    """(what, made by, its hash, used by, the hash named there) of each hand-over of the run."""
-    evaluations = [f"evaluate-{subject}" for subject in paths.SUBJECTS]
-    chain = [
-        ("original base", "fetch", "base_hash", ("quantize", "evaluate-original")),
-        ("quantized base", "quantize", "base_hash",
-         ("train", "measure", "merge", "evaluate-quantized", "evaluate-adapter")),
-        ("rows", "prepare", "data_hash", ("train", "control", *evaluations)),
-        ("adapter", "train", "adapter_hash", ("merge", "evaluate-adapter")),
-        ("merged model", "merge", "merged_hash", ("evaluate-merged",)),
-    ]  # fmt: skip
+_EVALUATIONS = tuple(f"evaluate-{subject}" for subject in paths.SUBJECTS)
+_ON_QUANTIZED = ("train", "measure", "merge", "evaluate-quantized", "evaluate-adapter")
+_CHAIN: tuple[tuple[str, str, str, Mapping[str, str]], ...] = (
+    ("original base", "fetch", "base_hash",
+     {"quantize": "base_hash",
+      **dict.fromkeys(("train", "measure", "merge", *_EVALUATIONS), "original_hash")}),
+    ("quantized base", "quantize", "base_hash", dict.fromkeys(_ON_QUANTIZED, "base_hash")),
+    ("template", "prepare", "template_hash",
+     dict.fromkeys(("train", "measure", "merge", *_EVALUATIONS), "template_hash")),
+    ("rows", "prepare", "data_hash",
+     dict.fromkeys(("control", "train", "measure", "merge", *_EVALUATIONS), "data_hash")),
+    ("first weights", "train", "first_weights_hash",
+     dict.fromkeys(("merge", "evaluate-adapter", "evaluate-merged"), "first_weights_hash")),
+    ("adapter", "train", "adapter_hash",
+     dict.fromkeys(("merge", "evaluate-adapter", "evaluate-merged"), "adapter_hash")),
+    ("merged model", "merge", "merged_hash", {"evaluate-merged": "merged_hash"}),
+)  # fmt: skip
+"""What is handed on, which stage's result names it, and under which key its users name it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Link:
+    """One hand-over: what its maker made, and what its user says it used; null where untold."""
+
+    what: str
+    maker: str
+    made: str | None
+    user: str
+    used: str | None
+
+    @property
+    def is_broken(self) -> bool:
+        return None not in (self.made, self.used) and self.made != self.used
+
+
+def links(run: Run) -> list[Link]:
+    """Each hand-over of the run."""
     return [
-        (what, maker, run.find(maker, "result", key), user, run.find(user, "treatment", key))
-        for what, maker, key, users in chain
-        for user in users
+        Link(what=what, maker=maker, made=run.find(maker, "result", key), user=user,
+             used=run.find(user, "treatment", named))
+        for what, maker, key, users in _CHAIN
+        for user, named in users.items()
+    ]  # fmt: skip
+
+
+def check_chain(run: Run) -> None:
+    """Raises UserError: the records are not those of one run; each broken hand-over is named."""
+    broken = [
+        f"{link.user} used another {link.what} ({str(link.used)[:12]}) than {link.maker} made "
+        f"({str(link.made)[:12]})"
+        for link in links(run)
+        if link.is_broken
     ]
+    if broken:
+        raise UserError(
+            f"the records do not belong together: {'; '.join(broken)}: `dvc repro` makes those "
+            "that are missing or old"
+        )
 
 
 def identities_table(run: Run) -> Table:
     rows = []
-    for what, maker, made, user, named in links(run):
+    for what, maker, key, users in _CHAIN:
+        made = run.find(maker, "result", key)
         shown = Cell(_absent(run, maker)) if made is None else show(made, "hash")
-        agrees = shown if made is None else Cell(_absent(run, user))
-        if made is not None and named is not None:
-            agrees = text(format_value(made == named))
-        rows.append([text(what), text(maker), shown, text(user), agrees])
+        agrees = shown if made is None else text(_agreement(run, what))
+        rows.append([text(what), text(maker), shown, text(", ".join(users)), agrees])
     return Table(
         name="identities",
         title="What was handed from stage to stage",
@@ -103,6 +146,15 @@ def identities_table(run: Run) -> Table:
         rows=rows,
         notes=["The first twelve digits; tables/identities.csv holds them whole."],
     )  # fmt: skip
+
+
+def _agreement(run: Run, what: str) -> str:
+    """Yes, or where not and where nothing tells."""
+    of = [link for link in links(run) if link.what == what]
+    broken = [link.user for link in of if link.is_broken]
+    untold = [f"{link.user} ({_absent(run, link.user)})" for link in of if link.used is None]
+    told = [f"not in {', '.join(broken)}"] if broken else []
+    return "; ".join(told + untold) or "yes"
 
 
 def _absent(run: Run, stage: str) -> str:

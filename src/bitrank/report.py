@@ -54,9 +54,11 @@ def write_report(results: Path, item_folders: Mapping[str, Path], folder: Path) 
     `item_folders` holds the item logs of each subject.
 
     Raises:
-        UserError: no record in `results`, one that cannot be read, or a wrong item log.
+        UserError: no record in `results`, one that cannot be read, records of different runs, or
+            a wrong item log.
     """
     run = read_run(results, item_folders)
+    provenance.check_chain(run)
     files: dict[str, bytes] = {}
     sections = build_sections(run)
     for section in sections:
