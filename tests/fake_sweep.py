@@ -67,7 +67,9 @@ def name_point(precision: str, rank: int, seed: int) -> str:
 def write_point(folder: Path, precision: str, rank: int, seed: int, status: str) -> None:
     """One that failed stopped after `prepare`; one that did not end has its configuration only."""
     text = compose_precision(precision).replace("\n  rank: 8\n", f"\n  rank: {rank}\n")
-    records.write_text(folder / "params.yaml", text.replace("\nseed: 0\n", f"\nseed: {seed}\n"))
+    for name in ("\nseed", "\n  init", "\n  order"):
+        text = text.replace(f"{name}: 0\n", f"{name}: {seed}\n")
+    records.write_text(folder / "params.yaml", text)
     if status in ("missing", "running", "interrupted"):
         return
     for stage, result, seen in invent(precision, rank, seed):
