@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+import determinism
 import lm_eval_cli
 import reporting
 import startup
@@ -204,3 +206,40 @@ def test_import_seconds_of_a_record_are_believed_first(
     assert (evaluated["processes"], evaluated["work_seconds"]) == (2, 60.0)
     assert evaluated["import_seconds"] == 4.0, "the median, for each of two processes"
     assert startup.describe_stage("report", [1.0])["work_seconds"] is None
+
+
+def trained(adapter_hash: str, loss: float, *, claimed: bool | None = True) -> records.Record:
+    result = {
+        "adapter_hash": adapter_hash,
+        "losses": [{"step": 1, "loss": 2.0}, {"step": 2, "loss": loss}],
+        "validation": [{"step": 0, "loss": 3.0}, {"step": 2, "loss": loss + 1}],
+    }
+    told = {"determinism": {"deterministic": claimed, "reason": "said so"}}
+    return records.Record(stage="train", treatment=told, result=result, observation={})
+
+
+def test_repeats_that_are_the_same_are_told_so() -> None:
+    weights = {"a": torch.ones(3)}
+    body = determinism.compare([trained("x", 1.0), trained("x", 1.0)], [weights, weights])
+    assert body["same_bytes"]
+    assert (body["num_different_adapters"], body["differing_results"]) == (1, [])
+    assert body["largest_weight_difference"] == body["largest_loss_difference"] == 0
+    determinism.check_claim(body)
+    assert "| deterministic: said so" in determinism.show(body)
+
+
+def test_repeats_that_differ_tell_how_far_and_refute_the_record() -> None:
+    first, other = {"a": torch.tensor([3.0, 4.0])}, {"a": torch.tensor([3.0, 4.5])}
+    found = [trained("x", 1.0), trained("y", 1.25)]
+    body = determinism.compare(found, [first, other])
+    assert not body["same_bytes"]
+    assert body["differing_results"] == ["adapter_hash", "losses", "validation"]
+    assert body["largest_loss_difference"] == 0.25
+    assert body["largest_weight_difference"] == 0.5
+    assert body["relative_weight_difference"] == pytest.approx(0.1)
+    with pytest.raises(
+        UserError, match=r"says that training repeats .* differ in adapter_hash, lo"
+    ):
+        determinism.check_claim(body)
+    honest = [trained("x", 1.0, claimed=None), trained("y", 1.25, claimed=None)]
+    determinism.check_claim(determinism.compare(honest, [first, other]))
