@@ -168,7 +168,7 @@ def _trace(model: torch.nn.Module, shape: BatchShape, backward: bool) -> dict[st
             parameter.grad = torch.empty_like(parameter)
         meter.register("gradients", [cast(torch.Tensor, p.grad) for p in trainable])
     meter.watch_gradients(trainable)
-    with torch.set_grad_enabled(backward), stand_ins.CpuAttention(), meter:
+    with torch.set_grad_enabled(backward), stand_ins.cpu_attention(), meter:
         loss = batches.loss_from(model, batch, shape.first_target, 1)
         if backward:
             torch.autograd.backward(loss)
@@ -215,14 +215,17 @@ def _predict_merge(
     layers = weights.linear_layers(base).values()
     dtype = getattr(torch, precision.weight_dtype)
     sizes = [layer.in_features * layer.out_features for layer in layers]
-    inside = sum(_bytes(iter([layer.weight, *getattr(layer, "scales", [])])) for layer in layers)
+    # The codes of 4-bit layers stay: the layers are in reference cycles, so only the collector of
+    # garbage frees them, and it need not run.
+    inside = 0 if precision.block_size else sum(layer.weight.nbytes for layer in layers)
     # The product and its sum with the weight are fp32; other types add an fp32 copy of the weight.
     copies = 2 if dtype == torch.float32 else 3
+    adapted = [layer.in_features * layer.out_features for _, layer in adapters.lora_layers(model)]
     return {
         "weights_bytes": base_bytes,
         "adapter_bytes": own,
         "merged_bytes": base_bytes - inside + dtype.itemsize * sum(sizes)
-        + (copies * 4 * max(sizes) if own else 0),
+        + copies * 4 * max(adapted, default=0),
     }  # fmt: skip
 
 

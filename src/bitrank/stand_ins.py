@@ -7,14 +7,14 @@ of the same sizes as on a CPU.
 """
 
 # mypy: allow-untyped-calls
-# because torch's functions of autograd and its modes have no types.
+# because torch's functions of autograd have no types.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
-from torch.overrides import TorchFunctionMode
 
 from bitrank import meters
 from bitrank.config import PrecisionConfig
@@ -113,15 +113,20 @@ class MetaMeter(meters.TensorMeter):
         return super().__torch_dispatch__(func, types, args, kwargs)
 
 
-class CpuAttention(TorchFunctionMode):
-    """torch would choose a kernel by the device, and for meta the one that keeps all scores."""
+@contextmanager
+def cpu_attention() -> Iterator[None]:
+    """Torch would choose a kernel by the device, and for meta the one that keeps all scores.
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        if func is torch.nn.functional.scaled_dot_product_attention:
-            return _attend(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+    The function is replaced for everybody: torch's modes do not reach what checkpointing computes
+    anew on the way back.
+    """
+    functional = cast(Any, torch.nn.functional)
+    kept = functional.scaled_dot_product_attention
+    functional.scaled_dot_product_attention = _attend
+    try:
+        yield
+    finally:
+        functional.scaled_dot_product_attention = kept
 
 
 def _attend(
