@@ -34,17 +34,19 @@ def make_records(
     train = {"adapter_bytes": 8, "num_trainable_parameters": 5, "adapter_hash": "a" * 64}
     yield "train", {**train, "losses": losses, "validation": validation}, {}
     parts = ("weights", "adapter", "gradients", "optimizer", "activations")
-    memory = {"peak_bytes": peak, **{f"{part}_bytes": peak // 5 for part in parts}}
-    speeds = {"prefill": 900.0, "decode": 9.0, "decode_batched": 40.0}
-    process = {"load_peak_above_import_bytes": 5, "peak_above_import_bytes": peak + 1}
+    memory = {"peak_bytes": peak, **{f"{part}_bytes": peak // 5 for part in parts},
+              "predicted": {"peak_bytes": peak + 2}}  # fmt: skip
+    used = {f"{phase}_memory": {"peak_bytes": peak // 2} for phase in ("evaluate", "merge")}
+    speeds = {"prefill": 900.0, "prefill_batched": 950.0, "decode": 9.0, "decode_batched": 40.0}
+    process = {"load_peak_above_import_bytes": 5, "train_peak_above_import_bytes": peak + 1}
     observation = {
         "train_speed": {"tokens_per_second": speed, "step_seconds": {"median": 3.1}},
         "inference": {name: {"tokens_per_second": found} for name, found in speeds.items()},
         "process_memory": process,
-        "cuda": {"peak_allocated_bytes": 1, "peak_reserved_bytes": 2},
+        "cuda": {"train": {"peak_allocated_bytes": 1, "peak_reserved_bytes": 2}},
         "mfu": 0.4,
     }
-    yield "measure", {"train_memory": memory}, observation
+    yield "measure", {"train_memory": memory, **used}, observation
     check = {"mean_kl": 0.01, "largest_logit_difference": 0.2, "argmax_agreement": 0.99}
     yield "merge", {"merged_hash": "e" * 64, "size_bytes": 400, "check": check}, {}
     for subject, plain in PLAIN_ACC.items():

@@ -144,21 +144,33 @@ def make_training_records() -> dict[str, tuple[Any, Any, Any]]:
     live = {"name": "nf4", **LIVE}
     memory = {"definition": "tensor bytes", "peak_bytes": 700_000_000, "weights_bytes": 168_500_000,
               "adapter_bytes": 9_768_960, "gradients_bytes": 9_768_960,
-              "optimizer_bytes": 19_537_920, "activations_bytes": 492_424_160}  # fmt: skip
-    decode = {name: {"batch": batch, "new_tokens": 16, "tokens_per_second": 10.25 * batch,
-                     "seconds_median": 0.0975}
-              for name, batch in (("decode", 1), ("decode_batched", 8))}  # fmt: skip
+              "optimizer_bytes": 19_537_920, "activations_bytes": 492_424_160,
+              "predicted": {"peak_bytes": 690_000_000},
+              "prediction_error": -1 / 70}  # fmt: skip
+    phases = {
+        f"{phase}_memory": {"definition": "tensor bytes", "peak_bytes": peak,
+                            "predicted": {"peak_bytes": peak}, "prediction_error": 0.0}
+        for phase, peak in (("load", 168_500_000), ("evaluate", 290_000_000),
+                            ("merge", 721_000_000))
+    }  # fmt: skip
+    inference = {name: {"batch": batch, "prompt_tokens": 128, "tokens_per_second": rate * batch,
+                        "seconds_median": 0.0975}
+                 for name, batch, rate in (
+                     ("prefill", 1, 257.6), ("prefill_batched", 8, 40.5),
+                     ("decode", 1, 10.25), ("decode_batched", 8, 10.25))}  # fmt: skip
     observed = {
         "train_speed": {
             "tokens_per_second": 187.31, "padded_tokens_per_second": 190.77,
             "supervised_tokens_per_second": 17.02,
             "step_seconds": {"median": 1.881, "p10": 1.702, "p90": 2.113, "all": [1.9, 2.1]},
+            "energy": {"definition": "NVML", "joules": 815.2, "joules_per_thousand_tokens": 2311.0},
         },
-        "inference": {"prefill": {"batch": 1, "prompt_tokens": 128, "tokens_per_second": 257.6,
-                                  "seconds_median": 0.4969}, **decode},
+        "inference": {**inference, "why_not": None},
         "process_memory": {"definition": "VmHWM", "after_import_bytes": 700 * 2**20,
                            "load_peak_above_import_bytes": 650 * 2**20,
-                           "peak_above_import_bytes": None},
+                           "train_peak_above_import_bytes": None,
+                           "evaluate_peak_above_import_bytes": 700 * 2**20,
+                           "merge_peak_above_import_bytes": 900 * 2**20},
         "cuda": None, "mfu": 0.4711, "mfu_definition": "achieved / ceiling",
     }  # fmt: skip
     check = {"num_items": 64, "largest_logit_difference": 3.1e-05, "mean_kl": 2.4e-11,
@@ -183,7 +195,7 @@ def make_training_records() -> dict[str, tuple[Any, Any, Any]]:
             {"base_hash": HASH["quantized"], **HANDED, "precision": live, **MODEL,
              "adapter": ADAPTER, "warmup_steps": 2, "steps": 8, **SETTING},
             {"tokens_per_step": {"padded": 359.5, "non_padding": 352.75, "supervised": 32.0},
-             "train_memory": memory},
+             "train_memory": memory, **phases, "prediction": {"definition": "traced"}},
             observed,
         ),
         "merge": (

@@ -28,6 +28,7 @@ from bitrank import (
     meters,
     models,
     records,
+    weights,
     workload,
 )
 from bitrank.checkpoints import Checkpoints
@@ -249,13 +250,53 @@ def test_decoding_reads_the_prompt_once_and_then_one_token_a_step() -> None:
 
 
 def test_inference_is_measured_at_one_sequence_and_at_eight(measure: Measure) -> None:
-    record = measure("measure.prompt_tokens=20", "measure.decode_tokens=5")
+    record = measure("precision=fp32", "measure.prompt_tokens=20", "measure.decode_tokens=5")
     inference = record.observation["inference"]
-    assert inference["prefill"]["prompt_tokens"] == 20
-    assert [inference[name]["batch"] for name in ("decode", "decode_batched")] == [1, 8]
+    assert inference["why_not"] is None
+    for name, batch in decoding.BATCHES.items():
+        assert (inference[name]["batch"], inference[name]["prompt_tokens"]) == (batch, 20), name
+        assert inference[name]["tokens_per_second"] > 0
     assert inference["decode_batched"]["new_tokens"] == 5
     assert record.observation["cuda"] is None
-    assert record.observation["process_memory"]["peak_above_import_bytes"] >= 0
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_a_precision_without_a_kernel_has_no_speed_of_inference(
+    native: bool, measure: Measure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights.bitsandbytes.functional, "has_avx512bf16", lambda: native)
+    inference = measure("precision=nf4").observation["inference"]
+    assert (inference["why_not"] is None) == native
+    assert {inference[name] is None for name in decoding.BATCHES} == {not native}
+
+
+def test_each_phase_is_metered_on_its_own(measure: Measure) -> None:
+    record = measure("precision=nf4", "adapter.rank=4")
+    load, train, evaluate, merge = (
+        record.result[f"{phase}_memory"] for phase in ("load", "train", "evaluate", "merge")
+    )
+    assert load["peak_bytes"] == load["weights_bytes"] == train["weights_bytes"]
+    assert 0 < evaluate["activations_bytes"] < train["activations_bytes"]
+    assert evaluate["weights_bytes"] == load["weights_bytes"]
+    assert merge["weights_bytes"] == load["weights_bytes"]
+    plain = 4 * (NUM_LINEAR + 2 * NUM_HEAD + 5 * 64)
+    largest = 4 * 64 * 128
+    # The codes that were dequantized stay until garbage is collected, which a meter holds back.
+    codes = load["weights_bytes"] - 4 * (2 * NUM_HEAD + 5 * 64)
+    assert plain + 2 * largest <= merge["merged_bytes"] - codes < plain + 2 * largest + 1000
+    process = record.observation["process_memory"]
+    for phase in ("load", "train", "evaluate", "merge"):
+        assert process[f"{phase}_peak_above_import_bytes"] >= 0, phase
+        found = record.result[f"{phase}_memory"]
+        parts = [size for name, size in found.items()
+                 if name.endswith("_bytes") and name != "peak_bytes"]  # fmt: skip
+        assert sum(parts) == found["peak_bytes"], phase
+
+
+def test_energy_is_unknown_where_the_device_does_not_count(measure: Measure) -> None:
+    energy = measure().observation["train_speed"]["energy"]
+    assert energy["joules"] is None
+    assert energy["joules_per_thousand_tokens"] is None
 
 
 def test_faults_are_told_before_anything_is_measured(measure: Measure, compose: Compose) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from bitsandbytes.nn import Linear4bit
 from conftest import CPU
 
@@ -147,6 +148,41 @@ def test_all_tensors_of_a_4_bit_layer_are_reached() -> None:
     meter = TensorMeter()
     meter.register("weights", found.values())
     assert meter.live_bytes == sum(size for _, size in parts.values())
+
+
+@pytest.mark.parametrize("double", [False, True])
+def test_quantizing_and_dequantizing_count_what_they_make(double: bool) -> None:
+    weight = torch.randn(512, 256)
+    size = weight.numel()
+    blocks = size // 64
+    scales = blocks + 4 * blocks // 256 + 4 if double else 4 * blocks
+    tables = 4 * 16 + (4 * 256 if double else 0)
+    codes, state = quantize_4bit(weight, blocksize=64, quant_type="nf4", compress_statistics=double)
+    kept = {t.untyped_storage()._cdata: t for t in meters.reachable_tensors([codes, state])}
+    held_bytes = sum(t.untyped_storage().nbytes() for t in kept.values())
+    assert held_bytes == size // 2 + scales + tables
+    meter = TensorMeter()
+    meter.register("weights", kept.values())
+    with meter:
+        full = dequantize_4bit(codes, state)
+        assert meter.live_by_category == {"weights": held_bytes, "activations": 4 * size}
+    assert full.shape == weight.shape
+    # Double quantization expands the scales to fp32 for a moment, beside the weight.
+    assert meter.peak_by_category["activations"] == 4 * size + (4 * blocks if double else 0)
+
+
+def test_a_4_bit_layer_makes_the_whole_weight_on_the_way_back_only() -> None:
+    layer = Linear4bit(256, 512, bias=False, quant_type="nf4", compute_dtype=torch.float32)
+    layer.requires_grad_(False).to("cpu")
+    rows = torch.randn(4, 256, requires_grad=True)
+    meter = TensorMeter()
+    meter.register("weights", meters.reachable_tensors([layer, rows]))
+    with meter:
+        out = layer(rows)
+        assert meter.live_by_category["activations"] == 4 * 4 * 512
+        forward = meter.peak_by_category["activations"]
+        out.sum().backward()
+    assert forward < 4 * 256 * 512 <= meter.peak_by_category["activations"]
 
 
 def test_cycles_between_objects_end_the_walk() -> None:

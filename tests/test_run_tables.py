@@ -22,8 +22,9 @@ def column(table: Table, key: str) -> list[str]:
 
 
 def all_facts(run: Run) -> list[facts.Fact]:
-    known = [facts.ASKED, facts.ADAPTER, facts.PROCESS_MEMORY, facts.SPEED, facts.TRAINING,
-             facts.QUANTIZATION, facts.MERGE, facts.AUDIT, facts.decode_facts(run)]  # fmt: skip
+    known = [facts.ASKED, facts.ADAPTER, facts.PHASE_MEMORY, facts.PROCESS_MEMORY, facts.SPEED,
+             facts.TRAINING, facts.QUANTIZATION, facts.MERGE, facts.AUDIT,
+             facts.inference_facts(run)]  # fmt: skip
     return [fact for part in known for fact in part]
 
 
@@ -128,7 +129,8 @@ def test_full_fine_tuning_is_not_told_in_the_words_of_lora(run: Run) -> None:
 def test_the_memory_table_keeps_bytes_and_shares_of_the_peak(run: Run) -> None:
     rows = to_csv(run_tables.memory_table(run)).splitlines()
     assert rows[1] == f'"weights",168500000,{168_500_000 / 700_000_000}'
-    assert rows[-1] == '"peak of the step",700000000,1.0'
+    assert rows[-2] == '"peak of the step",700000000,1.0'
+    assert rows[-1] == f'"predicted",690000000,{690_000_000 / 700_000_000}'
 
 
 def test_a_missing_record_is_told_and_not_counted_as_zero(run: Run) -> None:
@@ -142,14 +144,24 @@ def test_a_missing_record_is_told_and_not_counted_as_zero(run: Run) -> None:
 
 def test_every_fact_is_found_where_it_is_looked_up(run: Run) -> None:
     unknown = {fact.path for fact in all_facts(run) if run.find(*fact.path.split(".")) is None}
-    assert unknown == {"measure.observation.process_memory.peak_above_import_bytes"}
+    assert unknown == {"measure.observation.process_memory.train_peak_above_import_bytes"}
 
 
-def test_each_number_of_decoding_is_told(run: Run) -> None:
-    table = facts.facts_table(run, "speed", "Speed", facts.decode_facts(run))
-    told = {row[0].text: row[1].text for row in table.rows}
-    assert told["decode, 1 at once"] == "10.25 tokens/s"
-    assert told["decode, 8 at once"] == "82 tokens/s"
+def test_each_number_of_inference_is_told_or_why_there_is_none(run: Run) -> None:
+    def told(measured: Run) -> dict[str, str]:
+        table = facts.facts_table(measured, "speed", "Speed", facts.inference_facts(measured))
+        return {row[0].text: row[1].text for row in table.rows}
+
+    found = told(run)
+    assert found["decode, 1 at once"] == "10.25 tokens/s"
+    assert found["decode, 8 at once"] == "82 tokens/s"
+    assert found["prefill, 8 at once"] == "324 tokens/s"
+    measure = run.records["measure"]
+    none = {"prefill": None, "decode": None, "why_not": "no kernel"}
+    observed = {**measure.observation, "inference": none}
+    without = type(measure)(stage="measure", treatment={}, result={}, observation=observed)
+    records = {**run.records, "measure": without}
+    assert list(told(Run(records=records, items={})).values()) == ["no kernel"]
 
 
 def test_the_treatment_comes_from_the_live_models(run: Run) -> None:

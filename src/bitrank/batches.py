@@ -75,9 +75,23 @@ def supervised_loss(
     Padding stands on the right, where causal attention does not look: without a mask attention
     takes its faster path.
     """
-    labels = batch["labels"]
+    return loss_from(model, batch, first_target(batch["labels"]), num_targets)
+
+
+def first_target(labels: torch.Tensor) -> int:
+    """The first column in which any row has a supervised token; 1 where none has."""
     supervised = (labels != IGNORED).any(dim=0).nonzero()
-    first = int(supervised[0]) if len(supervised) else 1
+    return int(supervised[0]) if len(supervised) else 1
+
+
+def loss_from(
+    model: Any,
+    batch: Mapping[str, torch.Tensor],
+    first: int,
+    num_targets: torch.Tensor | int | None = None,
+) -> torch.Tensor:
+    """`supervised_loss` where the first column with a target is known: no value is looked at."""
+    labels = batch["labels"]
     positions = torch.arange(first - 1, labels.shape[1] - 1, device=labels.device)
     logits = model(
         input_ids=batch["input_ids"][:, :-1],

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 
 from bitrank.meters import StepClock
+from bitrank.progress import Progress
 from bitrank.prompts import Encoded
 
 PREFILL_REPEATS = 5
-BATCHES = {"decode": 1, "decode_batched": 8}
+BATCHES = {"prefill": 1, "prefill_batched": 8, "decode": 1, "decode_batched": 8}
 """Sequences at once, by the name of the measurement."""
 WARMUP = 2
 
@@ -27,14 +28,16 @@ def draw_prompt(rows: Sequence[Encoded], length: int, device: torch.device) -> t
 
 
 @torch.inference_mode()
-def time_prefill(model: torch.nn.Module, prompt: torch.Tensor) -> dict[str, Any]:
-    """A forward pass over the prompt, with logits of its last position only."""
+def time_prefill(model: torch.nn.Module, prompt: torch.Tensor, batch: int) -> dict[str, Any]:
+    """A forward pass over `batch` copies of the prompt, with logits of its last position only."""
     clock = StepClock(1, prompt.device)
+    prompts = prompt.expand(batch, -1)
     clock.start()
     for _ in range(1 + PREFILL_REPEATS):
-        model(input_ids=prompt, use_cache=True, logits_to_keep=1)
+        model(input_ids=prompts, use_cache=True, logits_to_keep=1)
         clock.tick()
-    return {"batch": 1, "prompt_tokens": prompt.numel(), **_summarize(clock, prompt.numel())}
+    tokens = batch * prompt.numel()
+    return {"batch": batch, "prompt_tokens": prompt.numel(), **_summarize(clock, tokens)}
 
 
 @torch.inference_mode()
@@ -55,6 +58,20 @@ def time_decoding(
         "new_tokens": num_tokens,
         **_summarize(clock, batch),
     }
+
+
+def time_inference(
+    model: torch.nn.Module, prompt: torch.Tensor, num_tokens: int, shown: Progress
+) -> dict[str, Any]:
+    """Prefill and decoding, each at every batch of `BATCHES`, by its name."""
+    found = {}
+    for name, batch in BATCHES.items():
+        if name.startswith("prefill"):
+            found[name] = time_prefill(model, prompt, batch)
+        else:
+            found[name] = time_decoding(model, prompt, batch, num_tokens)
+        shown.advance(done=name.replace("_", " "))
+    return found
 
 
 def _summarize(clock: StepClock, tokens_per_step: int) -> dict[str, float]:

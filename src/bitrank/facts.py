@@ -84,13 +84,38 @@ _PROCESS = "measure.observation.process_memory"
 PROCESS_MEMORY = (
     Fact("after the imports", f"{_PROCESS}.after_import_bytes"),
     Fact("peak above that, loading", f"{_PROCESS}.load_peak_above_import_bytes"),
-    Fact("peak above that, training", f"{_PROCESS}.peak_above_import_bytes"),
+    Fact("peak above that, training", f"{_PROCESS}.train_peak_above_import_bytes"),
+    Fact("peak above that, evaluating", f"{_PROCESS}.evaluate_peak_above_import_bytes"),
+    Fact("peak above that, merging", f"{_PROCESS}.merge_peak_above_import_bytes"),
     Fact("definition", f"{_PROCESS}.definition"),
 )
-CUDA_MEMORY = (
-    Fact("CUDA: peak allocated", "measure.observation.cuda.peak_allocated_bytes"),
-    Fact("CUDA: peak reserved", "measure.observation.cuda.peak_reserved_bytes"),
-    Fact("CUDA: device used", "measure.observation.cuda.device_used_bytes"),
+_PHASES = {"load": "loading", "train": "a training step", "evaluate": "evaluating",
+           "merge": "merging"}  # fmt: skip
+CUDA_MEMORY = tuple(
+    Fact(f"CUDA, {label}: {what}", f"measure.observation.cuda.{phase}.{key}")
+    for phase, label in _PHASES.items()
+    for what, key in (
+        ("peak allocated", "peak_allocated_bytes"),
+        ("peak reserved", "peak_reserved_bytes"),
+        ("device used", "device_used_bytes"),
+    )
+)
+_OF_A_PHASE: tuple[tuple[str, str, Kind], ...] = (
+    ("peak", "peak_bytes", "bytes"),
+    ("predicted", "predicted.peak_bytes", "bytes"),
+    ("error of the prediction", "prediction_error", "share"),
+)
+PHASE_MEMORY = (
+    *(
+        Fact(f"{label}: {what}", f"measure.result.{phase}_memory.{key}", kind)
+        for phase, label in _PHASES.items()
+        for what, key, kind in _OF_A_PHASE
+    ),
+    *(
+        Fact(f"{label}: definition", f"measure.result.{phase}_memory.definition")
+        for phase, label in _PHASES.items()
+    ),
+    Fact("prediction: definition", "measure.result.prediction.definition"),
 )
 _SPEED, _INFERENCE = "measure.observation.train_speed", "measure.observation.inference"
 SPEED = (
@@ -105,10 +130,9 @@ SPEED = (
     Fact("rows in a step", "measure.treatment.global_batch_size"),
     Fact("rows in a forward pass", "measure.treatment.micro_batch_size"),
     Fact("tokens in a step", "measure.result.tokens_per_step"),
-    Fact("prefill", f"{_INFERENCE}.prefill.tokens_per_second"),
-    Fact("prefill: prompts at once", f"{_INFERENCE}.prefill.batch"),
-    Fact("prefill: tokens in a prompt", f"{_INFERENCE}.prefill.prompt_tokens"),
-    Fact("prefill, median", f"{_INFERENCE}.prefill.seconds_median", "seconds"),
+    Fact("energy", f"{_SPEED}.energy.joules"),
+    Fact("joules for 1,000 tokens", f"{_SPEED}.energy.joules_per_thousand_tokens"),
+    Fact("energy: definition", f"{_SPEED}.energy.definition"),
     Fact("share of the ceiling (MFU)", "measure.observation.mfu", "share"),
     Fact("MFU: definition", "measure.observation.mfu_definition"),
 )
@@ -163,16 +187,22 @@ def facts_table(run: Run, name: str, title: str, facts: tuple[Fact, ...]) -> Tab
     return Table(name=name, title=title, columns=COLUMNS, rows=rows)
 
 
-def decode_facts(run: Run) -> tuple[Fact, ...]:
-    """What was measured of decoding, for each number of sequences at once."""
+def inference_facts(run: Run) -> tuple[Fact, ...]:
+    """What was measured of prefill and decoding, for each number of sequences at once; or why not.
+
+    A precision without a kernel on the machine has no speed of inference to tell.
+    """
     entries = run.find("measure", "observation", "inference") or {}
+    if entries.get("why_not"):
+        return (Fact("inference is not timed, because", f"{_INFERENCE}.why_not"),)
     return tuple(
         fact
-        for key in sorted(key for key in entries if key.startswith("decode"))
-        for name in [f"decode, {entries[key]['batch']} at once"]
+        for key, entry in entries.items()
+        if entry is not None
+        for name in [f"{key.partition('_')[0]}, {entry['batch']} at once"]
         for fact in (
             Fact(name, f"{_INFERENCE}.{key}.tokens_per_second"),
-            Fact(f"{name}: step, median", f"{_INFERENCE}.{key}.seconds_median", "seconds"),
-            Fact(f"{name}: new tokens", f"{_INFERENCE}.{key}.new_tokens"),
+            Fact(f"{name}: median", f"{_INFERENCE}.{key}.seconds_median", "seconds"),
+            Fact(f"{name}: tokens in a prompt", f"{_INFERENCE}.{key}.prompt_tokens"),
         )
     )

@@ -59,7 +59,7 @@ def merge_adapter(
     tuned = adapters.load_adapter(base, adapter, of.base_hash)
     source = quantized if config.base == "dequantized" else original
     merged = weights.dequantize_model(models.load_model(source, device))
-    num_layers = _add_updates(merged, tuned)
+    num_layers = add_updates(merged, tuned)
     merged = merged.to(getattr(torch, config.dtype))
     check = _compare(tuned, merged, tokenizer, _prompts(prepared, config.check_items))
     exact = config.base == "dequantized" and config.dtype == "float32" and _is_float32(tuned)
@@ -120,7 +120,7 @@ def _is_float32(tuned: Any) -> bool:
     return plain == {torch.float32} and set(held["compute_dtypes"]) <= {"float32"}
 
 
-def _add_updates(merged: PreTrainedModel, tuned: Any) -> int:
+def add_updates(merged: PreTrainedModel, tuned: Any) -> int:
     """Add each adapted layer's update to the plain layer of the same name; return how many.
 
     Full fine-tuning has no updates: all its weights take the place of the base's.

@@ -30,34 +30,31 @@ MAX_VALUE = 500
 TEXT_SUFFIXES = {".csv", ".html", ".json", ".lock", ".md", ".svg", ".tex", ".yaml"}
 RECORD_STAGE = "record"
 
+_PARTS = ("weights", "adapter", "gradients", "optimizer", "activations")
+_MEASURED = {
+    "memory/train_peak_bytes": "result.train_memory.peak_bytes",
+    **{f"memory/{part}_bytes": f"result.train_memory.{part}_bytes" for part in _PARTS},
+    "memory/predicted_bytes": "result.train_memory.predicted.peak_bytes",
+    "memory/evaluate_peak_bytes": "result.evaluate_memory.peak_bytes",
+    "memory/merge_peak_bytes": "result.merge_memory.peak_bytes",
+    "memory/process_peak_bytes": "observation.process_memory.train_peak_above_import_bytes",
+    "memory/process_load_peak_bytes": "observation.process_memory.load_peak_above_import_bytes",
+    "memory/cuda_peak_allocated_bytes": "observation.cuda.train.peak_allocated_bytes",
+    "memory/cuda_peak_reserved_bytes": "observation.cuda.train.peak_reserved_bytes",
+    "speed/train_tokens_per_second": "observation.train_speed.tokens_per_second",
+    "speed/train_step_seconds": "observation.train_speed.step_seconds.median",
+    **{
+        f"speed/{name}_tokens_per_second": f"observation.inference.{name}.tokens_per_second"
+        for name in ("prefill", "prefill_batched", "decode", "decode_batched")
+    },
+    "speed/mfu": "observation.mfu",
+}
 METRICS: dict[str, tuple[str, ...]] = {
     "acc/majority": ("prepare", "result", "majority_share"),
     "acc/control": ("control", "result", "acc"),
     "acc_stderr/control": ("control", "result", "acc_stderr"),
     "choice_nll/control": ("control", "result", "choice_nll"),
-    "memory/train_peak_bytes": ("measure", "result", "train_memory", "peak_bytes"),
-    "memory/weights_bytes": ("measure", "result", "train_memory", "weights_bytes"),
-    "memory/adapter_bytes": ("measure", "result", "train_memory", "adapter_bytes"),
-    "memory/gradients_bytes": ("measure", "result", "train_memory", "gradients_bytes"),
-    "memory/optimizer_bytes": ("measure", "result", "train_memory", "optimizer_bytes"),
-    "memory/activations_bytes": ("measure", "result", "train_memory", "activations_bytes"),
-    "memory/process_peak_bytes": (
-        "measure", "observation", "process_memory", "peak_above_import_bytes"),
-    "memory/process_load_peak_bytes": (
-        "measure", "observation", "process_memory", "load_peak_above_import_bytes"),
-    "memory/cuda_peak_allocated_bytes": ("measure", "observation", "cuda", "peak_allocated_bytes"),
-    "memory/cuda_peak_reserved_bytes": ("measure", "observation", "cuda", "peak_reserved_bytes"),
-    "speed/train_tokens_per_second": (
-        "measure", "observation", "train_speed", "tokens_per_second"),
-    "speed/train_step_seconds": (
-        "measure", "observation", "train_speed", "step_seconds", "median"),
-    "speed/prefill_tokens_per_second": (
-        "measure", "observation", "inference", "prefill", "tokens_per_second"),
-    "speed/decode_tokens_per_second": (
-        "measure", "observation", "inference", "decode", "tokens_per_second"),
-    "speed/decode_batched_tokens_per_second": (
-        "measure", "observation", "inference", "decode_batched", "tokens_per_second"),
-    "speed/mfu": ("measure", "observation", "mfu"),
+    **{name: ("measure", *where.split(".")) for name, where in _MEASURED.items()},
     "model/num_parameters": ("fetch", "result", "num_parameters"),
     "model/original_size_bytes": ("fetch", "result", "size_bytes"),
     "model/size_bytes": ("quantize", "result", "size_bytes"),
@@ -69,7 +66,7 @@ METRICS: dict[str, tuple[str, ...]] = {
     "merge/mean_kl": ("merge", "result", "check", "mean_kl"),
     "merge/largest_logit_difference": ("merge", "result", "check", "largest_logit_difference"),
     "merge/argmax_agreement": ("merge", "result", "check", "argmax_agreement"),
-}  # fmt: skip
+}
 """Where each metric stands in the records: stage, part, keys."""
 
 HASHES = {

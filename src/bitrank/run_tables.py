@@ -214,7 +214,7 @@ def benchmarks_table(run: Run) -> Table:
 
 
 def memory_table(run: Run) -> Table:
-    """The peak of one training step by what holds it."""
+    """The peak of one training step by what holds it, and what was predicted of it."""
     where = ("measure", "result", "train_memory")
     peak = run.find(*where, "peak_bytes")
     rows = []
@@ -225,6 +225,10 @@ def memory_table(run: Run) -> Table:
         bytes_held = look_up(run, *where, f"{part}_bytes")
         rows.append([text(label), bytes_held, Cell(MISSING) if "measure" not in run.records
                      else show(share, "share")])  # fmt: skip
+    expected = run.find(*where, "predicted", "peak_bytes")
+    rows.append([text("predicted"), look_up(run, *where, "predicted", "peak_bytes"),
+                 Cell(MISSING) if "measure" not in run.records
+                 else show(expected / peak if expected and peak else None, "share")])  # fmt: skip
     definition = run.find(*where, "definition")
     return Table(
         name="memory",

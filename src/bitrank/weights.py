@@ -141,6 +141,31 @@ def dequantize_model(model: PreTrainedModel) -> PreTrainedModel:
     return models.frozen(model)
 
 
+def missing_kernel(model: PreTrainedModel) -> str | None:
+    """Why inference in the precision of `model` has no kernel of its own here; null where it has.
+
+    Plain layers and CUDA always have one. On a CPU bitsandbytes 0.50 has one for 4 bits where there
+    is AVX512-BF16, and for 8 bits where there is AVX-512; elsewhere it dequantizes.
+    """
+    layers = list(linear_layers(model).values())
+    four = any(isinstance(layer, Linear4bit) for layer in layers)
+    eight = any(isinstance(layer, Linear8bitLt) for layer in layers)
+    if not (four or eight) or model.device.type != "cpu":
+        return None
+    native = (
+        bitsandbytes.functional.has_avx512bf16()
+        if four
+        else "AVX512" in torch.backends.cpu.get_cpu_capability()
+    )
+    if native:
+        return None
+    return (
+        f"bitsandbytes has no kernel for {4 if four else 8}-bit products on this CPU: it "
+        "dequantizes the whole weight at each call, whose time tells nothing of inference in this "
+        "precision; to serve here, merge"
+    )
+
+
 def count_weights(model: PreTrainedModel) -> int:
     """Parameters of the base, a packed 4-bit element counted as the weights that it holds."""
     layers = linear_layers(model)

@@ -14,11 +14,13 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from bitrank import batches, steps
+from bitrank import batches, meters, steps, weights
 from bitrank.prompts import Encoded
 from bitrank.tuning import TrainConfig
 
 SEED = 0
+PARTS = ("weights", "adapter", "gradients", "optimizer", meters.REST)
+"""What the memory of a step is told by."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +35,9 @@ class GlobalBatch:
         return sum(len(micro["input_ids"]) for micro in self.micro)
 
     @property
-    def widest(self) -> int:
-        """Padded tokens of the largest micro-batch."""
-        return max(micro["input_ids"].numel() for micro in self.micro)
+    def widest_micro(self) -> dict[str, torch.Tensor]:
+        """The first of the largest micro-batches."""
+        return max(self.micro, key=lambda micro: micro["input_ids"].numel())
 
     def to(self, device: torch.device) -> GlobalBatch:
         moved = [{name: held.to(device) for name, held in micro.items()} for micro in self.micro]
@@ -61,6 +63,13 @@ class TrainStep:
         self.optimizer.zero_grad()
 
 
+def register_model(meter: meters.TensorMeter, model: torch.nn.Module) -> None:
+    """Have `meter` count what the base holds as weights, and the adapter's own as adapter."""
+    named = model.named_parameters()
+    meter.register("adapter", [held for name, held in named if weights.ADAPTER in name])
+    meter.register("weights", meters.reachable_tensors(model))
+
+
 def draw_batches(
     rows: Sequence[Encoded], train: TrainConfig, tokenizer: PreTrainedTokenizerBase
 ) -> list[GlobalBatch]:
@@ -78,6 +87,11 @@ def draw_batches(
         tokens = sum((Counter(batches.count_tokens(cut)) for cut in micro), Counter[str]())
         drawn.append(GlobalBatch(micro, tokens))
     return drawn
+
+
+def find_widest(drawn: Sequence[GlobalBatch]) -> GlobalBatch:
+    """The one with the largest micro-batch, which sets the peak of a training run."""
+    return max(drawn, key=lambda batch: batch.widest_micro["input_ids"].numel())
 
 
 def spread_evenly(drawn: Sequence[GlobalBatch], count: int) -> list[GlobalBatch]:
