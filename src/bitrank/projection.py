@@ -47,10 +47,8 @@ METRICS: dict[str, tuple[str, ...]] = {
         "measure", "observation", "process_memory", "load_peak_above_import_bytes"),
     "memory/cuda_peak_allocated_bytes": ("measure", "observation", "cuda", "peak_allocated_bytes"),
     "memory/cuda_peak_reserved_bytes": ("measure", "observation", "cuda", "peak_reserved_bytes"),
-    "speed/train_tokens_per_second": (
-        "measure", "observation", "train_speed", "tokens_per_second"),
-    "speed/train_step_seconds": (
-        "measure", "observation", "train_speed", "step_seconds", "median"),
+    "speed/train_tokens_per_second": ("measure", "observation", "train_speed", "tokens_per_second"),
+    "speed/train_step_seconds": ("measure", "observation", "train_speed", "step_seconds", "median"),
     "speed/prefill_tokens_per_second": (
         "measure", "observation", "inference", "prefill", "tokens_per_second"),
     "speed/decode_tokens_per_second": (
@@ -100,8 +98,7 @@ class Projection:
     def content(self) -> str:
         """sha256 of all that the run shows: two equal projections need one publication.
 
-        `dvc.lock` is in the key. Its file also tells of the `record` stage itself, and so is
-        another one while that stage runs.
+        `dvc.lock` is in the key; its file is another one while the `record` stage itself runs.
         """
         artifacts = {
             n: hashlib.sha256(body).hexdigest()
@@ -226,6 +223,9 @@ def metrics_of(run: Run) -> Iterator[tuple[str, float]]:
             for metric, value in scores.items():
                 if not metric.startswith("num_"):
                     found[f"{prefix}{metric}/{subject}"] = value
+    for way, of_way in (run.find("fidelity", "result", "ways") or {}).items():
+        found[f"merge/mean_kl/{way}"] = of_way.get("mean_kl")
+        found[f"merge/retained/{way}"] = of_way.get("retained", {}).get("nll", {}).get("share")
     for stage in run.records:
         found[f"seconds/{stage}"] = run.find(stage, "observation", "wall_seconds")
     for name, value in sorted(found.items()):

@@ -75,9 +75,9 @@ def links(run: Run) -> list[tuple[str, str, Any, str, Any]]:
     chain = [
         ("original base", "fetch", "base_hash", ("quantize", "evaluate-original")),
         ("quantized base", "quantize", "base_hash",
-         ("train", "measure", "merge", "evaluate-quantized", "evaluate-adapter")),
-        ("rows", "prepare", "data_hash", ("train", "control", *evaluations)),
-        ("adapter", "train", "adapter_hash", ("merge", "evaluate-adapter")),
+         ("train", "measure", "merge", "fidelity", "evaluate-quantized", "evaluate-adapter")),
+        ("rows", "prepare", "data_hash", ("train", "control", "fidelity", *evaluations)),
+        ("adapter", "train", "adapter_hash", ("merge", "fidelity", "evaluate-adapter")),
         ("merged model", "merge", "merged_hash", ("evaluate-merged",)),
     ]  # fmt: skip
     return [
