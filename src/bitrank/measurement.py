@@ -39,11 +39,7 @@ from bitrank import (
     weights,
     workload,
 )
-from bitrank.config import (
-    MeasureConfig,
-    PrecisionConfig,
-    RuntimeConfig,
-)
+from bitrank.config import MeasureConfig, PrecisionConfig, RuntimeConfig
 from bitrank.decoding import BATCHES
 from bitrank.errors import UserError
 from bitrank.estimate import BatchShape
@@ -69,8 +65,7 @@ def measure_training_and_inference(
 
     Raises:
         UserError: the base was changed or is not held as configured, a target layer is unknown, an
-            answer does not fit `max_tokens`, or `measure` asks for more tokens than the base has
-            positions.
+            answer does not fit `max_tokens`, or `measure` more tokens than the base has positions.
     """
     device = environment.prepare_runtime(runtime, precision)
     phase = phases.PhaseMeter(device, meters.process_memory()["resident_bytes"])
