@@ -13,9 +13,10 @@ import pytest
 from fake_sweep import name_point
 
 from bitrank import identity, paths, records
+from bitrank.contrasts import compare_all
 from bitrank.errors import UserError
 from bitrank.runs import Run
-from bitrank.study import Study, differing, paired, read_study
+from bitrank.study import Study, kept_apart, paired, read_study
 from bitrank.sweep_findings import software_differences, write_warnings
 from bitrank.swept_runs import read_served
 
@@ -46,11 +47,24 @@ def test_runs_are_paired_by_seed_and_not_by_place(tmp_path: Path) -> None:
     assert {left.key for left in study.left_out} == set(missing)
 
 
-def test_what_two_configurations_differ_in_is_named(tmp_path: Path) -> None:
-    study = read(fake_study.write_study(tmp_path))
-    names = differing(study.configurations[0].params, study.configurations[1].params)
-    assert "precision.quant_type" in names
-    assert all(name.startswith("precision.") for name in names)
+def test_what_two_configurations_differ_in_beside_what_is_compared_is_named(tmp_path: Path) -> None:
+    folder = fake_study.write_study(tmp_path)
+    first, second, third, _ = read(folder).configurations
+    assert kept_apart(first, second, ["precision"]) == []
+    assert kept_apart(first, second, ["adapter.rank"])
+    assert "adapter.rank" in kept_apart(second, third, ["precision"])
+    assert kept_apart(second, third, ["precision", "adapter.rank"]) == []
+
+
+def test_a_live_treatment_that_differs_refuses_the_comparison_by_name(tmp_path: Path) -> None:
+    folder = fake_study.write_study(tmp_path, precisions=("fp32", "nf4"), ranks=(8,))
+    fake_study.change(folder / name_point("nf4", 8, 1), "train", "treatment",
+                      {"gradient_checkpointing": True})  # fmt: skip
+    study = read(folder)
+    field = "train.treatment.gradient_checkpointing"
+    assert kept_apart(*study.configurations, ["precision"]) == [field]
+    assert compare_all(study)[0] == []
+    assert f"Not compared: fp32-r8 and nf4-r8 also differ in {field}." in warnings_of(folder)
 
 
 def test_what_failed_is_told_with_its_reason(tmp_path: Path) -> None:

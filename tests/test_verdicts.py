@@ -196,7 +196,9 @@ def test_what_is_missing_is_named(study: Study, tmp_path: Path) -> None:
     crossed = replace(PRECISIONS, first=[*PRECISIONS.first, *fits("adapter.rank", "2")],
                       second=[*PRECISIONS.second, *fits("adapter.rank", "8")])  # fmt: skip
     found = verdict(study, claim("train_peak_bytes", crossed, at_most=0))
-    assert found.missing == "fp32-r2 and nf4-r8 differ in adapter.rank too"
+    assert found.missing == (
+        "fp32-r2 and nf4-r8 differ in adapter.rank, train.treatment.adapter.rank too"
+    )
     served = replace(PRECISIONS, first_answers="merged_then_quantized")
     found = verdict(study, claim("acc", served, of="difference", at_least=0))
     assert "no item logs of merged_then_quantized and adapter" in str(found.missing)

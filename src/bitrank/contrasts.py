@@ -28,7 +28,7 @@ from bitrank.resampling import (
 )
 from bitrank.runs import CONTROL, TASK
 from bitrank.statistics import LEVEL, Outcome, pair_items
-from bitrank.study import Configuration, Study, paired
+from bitrank.study import Configuration, Study, kept_apart, paired
 from bitrank.swept_runs import SweptRun, is_unquantized
 
 Column = Literal["nll", "choice_nll", "correct"]
@@ -91,7 +91,8 @@ def _between(study: Study) -> Iterator[Contrast]:
     chosen = [configuration for configuration in study.configurations if configuration.is_chosen]
     for first, second in combinations(chosen, 2):
         pairs = paired(first, second)
-        if first.setting == second.setting and pairs:
+        matched = not kept_apart(first, second, list(study.sweep.axes))
+        if first.setting == second.setting and pairs and matched:
             answers = answers_of(pairs, "adapter", "adapter", TASK)
             noises = (seed_noise(study, first.setting, TASK, c, 2) for c in ("nll", "correct"))
             yield _compare((first.name, second.name), pairs, answers, "nll", tuple(noises))

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from bitrank.errors import UserError
 from bitrank.identity import hash_json
+from bitrank.pairing import keep_apart
 from bitrank.projection import name_run
 from bitrank.resampling import mean_interval
 from bitrank.sweep_projection import Sweep, read_sweep
@@ -159,15 +160,19 @@ def _name_settings(runs: Sequence[SweptRun]) -> list[str]:
     return [f"{run.hardware}, code {place + 1}" for run, place in zip(runs, places, strict=True)]
 
 
-def differing(first: Mapping[str, str], second: Mapping[str, str]) -> list[str]:
-    """The names of parameters that two configurations do not share, sorted."""
-    return sorted(name for name in {**first, **second} if first.get(name) != second.get(name))
-
-
 def paired(first: Configuration, second: Configuration) -> list[tuple[SweptRun, SweptRun]]:
     """The runs of both that have the same seeds; one run of a seed, however often it was run."""
     here, there = ({run.seed: run for run in side.runs} for side in (first, second))
     return [(run, there[seed]) for seed, run in here.items() if seed in there]
+
+
+def kept_apart(first: Configuration, second: Configuration, axes: Sequence[str]) -> list[str]:
+    """What runs of the same seeds differ in beside what is compared, in name or in live treatment.
+
+    Where no seed is shared, of the first run of each, whose seeds then stand among it.
+    """
+    pairs = paired(first, second) or [(first.runs[0], second.runs[0])]
+    return sorted({name for a, b in pairs for name in keep_apart(a.candidate, b.candidate, axes)})
 
 
 def _choose_learning_rates(configurations: Sequence[Configuration]) -> list[Configuration]:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
 
 from bitrank import records
 from bitrank.contrasts import Contrast
 from bitrank.evidence import peak_of
 from bitrank.resampling import mean_interval
 from bitrank.runs import CONTROL, TASK, Run
-from bitrank.study import Configuration, Study
+from bitrank.study import Configuration, Study, kept_apart, paired
 from bitrank.tables import format_bytes, format_value, ranged
 from bitrank.verdicts import Verdict
 
@@ -187,6 +188,7 @@ def write_warnings(study: Study) -> Iterator[str]:
         yield (
             f"The sweep is mixed ({'; '.join(study.settings)}): nothing is compared across that."
         )
+    yield from _refusals(study)
     if mixed := software_differences(study):
         shown = ", ".join(mixed[:5]) + (" and others" if len(mixed) > 5 else "")
         yield f"Not all points ran the same code: they differ in {shown}."
@@ -210,6 +212,16 @@ def write_warnings(study: Study) -> Iterator[str]:
         yield f"Not all configurations have as many seeds: {min(counts)} to {max(counts)}."
     if len(study.configurations) == 1:
         yield "One configuration: there is nothing to compare it with."
+
+
+def _refusals(study: Study) -> Iterator[str]:
+    """Runs that were meant to differ in what was swept alone, and do not."""
+    axes = list(study.sweep.axes)
+    for first, second in combinations(study.configurations, 2):
+        apart = kept_apart(first, second, axes)
+        if apart and first.setting == second.setting and paired(first, second):
+            named = ", ".join(apart[:5]) + (" and others" if len(apart) > 5 else "")
+            yield f"Not compared: {first.name} and {second.name} also differ in {named}."
 
 
 def _is_dirty(run: Run) -> bool:

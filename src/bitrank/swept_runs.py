@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from bitrank import paths, records
 from bitrank.errors import UserError
 from bitrank.findings import describe_hardware
 from bitrank.identity import hash_file
+from bitrank.pairing import Candidate, make_candidate
 from bitrank.projection import flatten, read_yaml
 from bitrank.records import Item
 from bitrank.runs import ANSWERING, Run, read_run
@@ -43,6 +45,11 @@ class SweptRun:
     @property
     def key(self) -> str:
         return self.point.key
+
+    @cached_property
+    def candidate(self) -> Candidate:
+        """What must be equal for it to be compared: its configuration and its live treatment."""
+        return make_candidate(self.key, self.run, self.params)
 
     @property
     def seed(self) -> tuple[str, str]:

@@ -18,7 +18,7 @@ from bitrank.claims import EXTREMES, TIMED, Claim, EachRun, Pair, Selector, Thre
 from bitrank.evidence import Found, estimate_change, estimate_value, parts_of, peak_of
 from bitrank.resampling import Estimate
 from bitrank.statistics import LEVEL
-from bitrank.study import LEARNING_RATE, Configuration, Study, differing, paired
+from bitrank.study import LEARNING_RATE, Configuration, Study, kept_apart, paired
 from bitrank.tables import format_bytes
 
 Outcome = Literal["holds", "refuted", "not separable", "not measured here", "differs here"]
@@ -73,7 +73,7 @@ def _test_pairs(study: Study, claim: Claim, pair: Pair) -> tuple[list[Place], st
         if not fitting:
             return [], f"no configuration with {_write(side)}"
     allowed = [*pair.may_differ, *_free_learning_rate(study)]
-    matched = [both for both in _couple(firsts, seconds) if not _others(both, allowed)]
+    matched = [both for both in _couple(firsts, seconds) if not kept_apart(*both, allowed)]
     if not matched:
         return [], _explain_unmatched(firsts, seconds, pair, allowed)
     if pair.equal == "memory":
@@ -161,7 +161,7 @@ def _fits(
             rivals = [
                 other.params.get(selector.field)
                 for other in among
-                if not _others((configuration, other), may_differ)
+                if not kept_apart(configuration, other, may_differ)
             ]
             pick = min if selector.values[0] == "smallest" else max
             numbers = [float(rival) for rival in rivals if rival not in (None, "null")]
@@ -180,15 +180,6 @@ def _couple(firsts: Sequence[Configuration], seconds: Sequence[Configuration]) -
                 yield first, second
 
 
-def _others(both: Both, allowed: Sequence[str]) -> list[str]:
-    """What two configurations differ in beside what may differ."""
-    return [
-        name
-        for name in differing(both[0].params, both[1].params)
-        if not any(name == part or name.startswith(f"{part}.") for part in allowed)
-    ]
-
-
 def _explain_unmatched(
     firsts: Sequence[Configuration],
     seconds: Sequence[Configuration],
@@ -202,10 +193,11 @@ def _explain_unmatched(
     here = [both for both in rivals if both[0].setting == both[1].setting]
     if not here:
         return "both are there, but not in one setting (hardware and code)"
-    first, second = min(here, key=lambda both: len(_others(both, allowed)))
-    if others := _others((first, second), allowed):
-        return f"{first.name} and {second.name} differ in {', '.join(others)} too"
-    return f"{first.name} and {second.name} have no seed in common"
+    first, second = min(here, key=lambda both: len(kept_apart(both[0], both[1], allowed)))
+    if not paired(first, second):
+        return f"{first.name} and {second.name} have no seed in common"
+    others = kept_apart(first, second, allowed)
+    return f"{first.name} and {second.name} differ in {', '.join(others)} too"
 
 
 def _same_memory(both: Both) -> bool:
