@@ -12,12 +12,14 @@ from bitrank.runs import Run
 from bitrank.tables import (
     Cell,
     Column,
+    Kind,
     Table,
     format_bytes,
     format_value,
     kind_of,
     look_up,
     measured,
+    ranged,
     show,
     text,
     to_csv,
@@ -141,3 +143,28 @@ def test_a_column_is_numeric_when_all_that_is_known_in_it_is() -> None:
             [text("b"), Cell("missing"), show(1), Cell("unknown")]]  # fmt: skip
     table = Table(name="t", title="T", columns=[Column(k, k) for k in "abcd"], rows=rows)
     assert [table.is_numeric(column) for column in range(4)] == [False, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "kind", "shown"),
+    [
+        (0.6723, 0.6121, 0.7305, "plain", "0.672 [0.612, 0.731]"),
+        (-0.3351, -0.3402, -0.3304, "share", "−33.51 % [−34.02, −33.04]"),
+        (0.5, None, None, "plain", "0.5 [unknown]"),
+        (-0.335, -0.335, -0.335, "share", "−33.5 %"),
+        (2**20, 2**20, 2**20, "bytes", "1.0 MiB"),
+        (0.0000001, -0.01, 0.01, "plain", "0.000 [−0.010, 0.010]"),
+        (None, None, None, "plain", "unknown"),
+    ],
+)
+def test_an_interval_is_rounded_where_its_width_is(
+    value: float | None, low: float | None, high: float | None, kind: Kind, shown: str
+) -> None:
+    assert ranged(value, low, high, kind).text == shown
+
+
+def test_the_ends_of_an_interval_stand_in_the_csv() -> None:
+    columns = [Column("x", "X", with_interval=True), Column("y", "Y")]
+    rows = [[ranged(0.5, 0.25, 0.75), show(1)], [Cell("unknown"), show(2)]]
+    written = to_csv(Table(name="t", title="T", columns=columns, rows=rows))
+    assert written == '"x","x_low","x_high","y"\n0.5,0.25,0.75,1\n"","","",2\n'

@@ -117,6 +117,18 @@ def publish(
 
 
 @app.command()
+def report(
+    sweep: Annotated[str, typer.Argument(help="Of data/sweeps.")],
+) -> None:
+    """Tell what a sweep shows: a recommendation, tables, a verdict for each published claim."""
+    from bitrank import paths, sweep_report
+
+    folder = paths.SWEEPS / sweep
+    print(sweep_report.write_sweep_report(folder))
+    print(f"report: {folder / sweep_report.FOLDER / 'report.md'}    tables beside it: CSV, LaTeX")
+
+
+@app.command()
 def ui(
     port: Annotated[int, typer.Option(help="On 127.0.0.1, for this machine only.")] = 5000,
 ) -> None:

@@ -107,8 +107,31 @@ def read_candidate(name: str, params: Path, results: Path) -> Candidate:
     Raises:
         UserError: no `params.yaml`, no record, or one that cannot be read.
     """
-    run = read_run(results, {})
-    return Candidate(name=name, run=run, facts=dict(_facts(run, flatten(read_yaml(params)))))
+    return make_candidate(name, read_run(results, {}), flatten(read_yaml(params)))
+
+
+def make_candidate(name: str, run: Run, flat: Mapping[str, str]) -> Candidate:
+    """Of a run that was read already, and its flattened `params.yaml`."""
+    return Candidate(name=name, run=run, facts=dict(_facts(run, flat)))
+
+
+def keep_apart(first: Candidate, second: Candidate, axes: Iterable[str]) -> list[str]:
+    """The fields in which two runs differ beside these axes and what follows from them.
+
+    A stage that only one of them has a record of says nothing of the other.
+    """
+    known = list(axes)
+    untold = {stage for stage in READ for side in (first, second) if stage not in side.run.records}
+    return [
+        name
+        for name in _differing(first, second)
+        if not (_is_told_by_stage(name) and name.partition(".")[0] in untold)
+        and all(_matters(name, axis) for axis in known)
+    ]
+
+
+def _is_told_by_stage(name: str) -> bool:
+    return name.split(".")[1:2] in (["treatment"], ["result"], ["observation"])
 
 
 def read_candidates(sweep: Path) -> list[Candidate]:

@@ -99,6 +99,19 @@ def read_record(path: Path) -> Record:
     Raises:
         UserError: no such file, not a record, or written by a newer bitrank.
     """
+    version, body = _read_versioned(path)
+    while version < SCHEMA_VERSION:
+        body = MIGRATIONS[version](body)
+        version += 1
+    return Record(**body)
+
+
+def read_version(path: Path) -> int:
+    """The schema version that a record was written in; raises as `read_record`."""
+    return _read_versioned(path)[0]
+
+
+def _read_versioned(path: Path) -> tuple[int, dict[str, Any]]:
     if not path.is_file():
         raise UserError(f"{path} does not exist; `dvc repro` makes it")
     try:
@@ -110,10 +123,7 @@ def read_record(path: Path) -> Record:
         raise UserError(
             f"{path} has schema version {version}, this bitrank knows {SCHEMA_VERSION}: update it"
         )
-    while version < SCHEMA_VERSION:
-        body = MIGRATIONS[version](body)
-        version += 1
-    return Record(**body)
+    return version, body
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

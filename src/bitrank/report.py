@@ -97,6 +97,11 @@ def fill_templates(run: Run, sections: Sequence[Section]) -> dict[str, str]:
     return {name: template.render(content) for name, template in _templates().items()}
 
 
+def render_markdown(content: Mapping[str, Any]) -> str:
+    """`report.md` of what is not a single run; the keys of `content` are those of the template."""
+    return _templates()["report.md"].render(content)
+
+
 def build_sections(run: Run) -> list[Section]:
     def table(name: str, title: str, *known: tuple[facts.Fact, ...]) -> Table:
         return facts.facts_table(run, name, title, tuple(fact for part in known for fact in part))

@@ -27,6 +27,7 @@ class Cell:
     value: Any = None
     """In base units; null where unknown, missing or not applicable."""
     stderr: float | None = None
+    interval: tuple[float | None, float | None] = (None, None)
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,15 @@ class Column:
     heading: str
     with_stderr: bool = False
     """The CSV gets a column `<key>_stderr` beside it."""
+    with_interval: bool = False
+    """The CSV gets columns `<key>_low` and `<key>_high` beside it."""
+
+    @property
+    def keys(self) -> list[str]:
+        """Of the CSV."""
+        stderr = [f"{self.key}_stderr"] if self.with_stderr else []
+        ends = [f"{self.key}_low", f"{self.key}_high"] if self.with_interval else []
+        return [self.key, *stderr, *ends]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,14 +69,15 @@ def to_csv(table: Table) -> str:
     stream = io.StringIO()
     # Every text is quoted: Python 3.11 leaves a carriage return bare, which ends a row.
     writer = csv.writer(stream, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
-    heads = [[c.key, f"{c.key}_stderr"] if c.with_stderr else [c.key] for c in table.columns]
-    writer.writerow([head for pair in heads for head in pair])
+    writer.writerow([key for column in table.columns for key in column.keys])
     for row in table.rows:
         fields: list[Any] = []
         for column, cell in zip(table.columns, row, strict=True):
             fields.append(cell.value)
             if column.with_stderr:
                 fields.append(cell.stderr)
+            if column.with_interval:
+                fields.extend(cell.interval)
         writer.writerow(fields)
     return stream.getvalue()
 
@@ -171,3 +182,31 @@ def format_bytes(value: float) -> str:
 
 def _minus(shown: str) -> str:
     return shown.replace("-", "−") if "e-" not in shown else shown
+
+
+def ranged(
+    value: float | None,
+    low: float | None,
+    high: float | None,
+    kind: Kind = "plain",
+    *,
+    signed: bool = False,
+) -> Cell:
+    """A mean with its interval, rounded at the second digit of half the interval's width.
+
+    Where both ends are the value, it has no noise and is shown by itself.
+    """
+    if value is None:
+        return Cell(UNKNOWN)
+    if low is None or high is None or low == high:
+        plus = "+" if signed and value > 0 else ""
+        noise = "" if low is not None and low == high else f" [{UNKNOWN}]"
+        return Cell(f"{plus}{format_value(value, kind)}{noise}", value, interval=(low, high))
+    scale, unit = {"share": (100.0, " %"), "bytes": (2.0**-20, " MiB")}.get(kind, (1.0, ""))
+    digits = min(6, max(0, 1 - floor(log10(scale * (high - low) / 2))))
+    sign = "+" if signed else ""
+    mean, *ends = (
+        f"{scale * number:{sign if round(scale * number, digits) else ''}z,.{digits}f}"
+        for number in (value, low, high)
+    )
+    return Cell(_minus(f"{mean}{unit} [{ends[0]}, {ends[1]}]"), value, interval=(low, high))
