@@ -49,6 +49,9 @@ def make_records(
     yield "measure", {"train_memory": memory, **used}, observation
     check = {"mean_kl": 0.01, "largest_logit_difference": 0.2, "argmax_agreement": 0.99}
     yield "merge", {"merged_hash": "e" * 64, "size_bytes": 400, "check": check}, {}
+    kept = {"mean_kl": 0.2, "retained": {"nll": {"share": 0.9}}}
+    ways = {"merged_original": kept, "merged_requantized": {"reason": "not in 4 bits"}}
+    yield "fidelity", {"ways": ways}, {}
     for subject, plain in PLAIN_ACC.items():
         share = acc if subject == "adapter" else plain
         task = {"acc": share, "acc_stderr": 0.015, "nll": 1 / share, "num_items": 1000}

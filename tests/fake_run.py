@@ -15,8 +15,16 @@ from typing import Any
 
 from bitrank import paths, records, runs
 from bitrank.records import Item, Record
+from bitrank.statistics import (
+    compare_accuracy,
+    compare_nll,
+    pair_items,
+    retained_share,
+    value_of,
+)
 
 NUM_ITEMS = 200
+NLLS = ("nll", "nll_per_token", "choice_nll")
 HASH = {name: hashlib.sha256(name.encode()).hexdigest()
         for name in ("original", "quantized", "data", "template", "first", "adapter",
                      "merged")}  # fmt: skip
@@ -71,13 +79,58 @@ def make_items(
 
 def score(items: list[Item]) -> dict[str, Any]:
     found: dict[str, Any] = {"num_items": len(items)}
-    columns = {"acc": [i.correct for i in items], "nll": [i.nll for i in items],
-               "choice_nll": [i.choice_nll for i in items]}  # fmt: skip
+    columns = {
+        name: [value_of(item, column) for item in items]
+        for name, column in (("acc", "correct"), *((c, c) for c in NLLS))
+    }
     for name, values in columns.items():
         if None not in values:
             found[name] = fmean(values)
             found[f"{name}_stderr"] = stdev(map(float, values)) / sqrt(len(values))
     return found
+
+
+def make_fidelity(items: dict[tuple[str, str], list[Item]]) -> tuple[Any, Any, Any]:
+    """Four ways to serve: one loses all, one nothing, two within and beyond noise."""
+    answers = {
+        "untrained_original": items["original", "task"],
+        "untrained_quantized": items["quantized", "task"],
+        "adapter": items["adapter", "task"],
+        "merged_original": make_items("task", 0.66, 1.3, 5),
+        "merged_dequantized": items["adapter", "task"],
+        "merged_requantized": items["quantized", "task"],
+        "merged_then_quantized": make_items("task", 0.67, 1.1, 6),
+    }
+    ways = {}
+    for number, way in enumerate(list(answers)[3:]):
+        three = [answers[name] for name in ("untrained_quantized", "adapter", way)]
+        pairs = pair_items(three[1], three[2])
+        ways[way] = {
+            "reason": None, "num_prompts": 198, "mean_kl": 0.5 * number, "mean_kl_stderr": 0.0123,
+            "largest_logit_difference": 1.5, "argmax_agreement": 0.875,
+            "changes": {"nll": vars(compare_nll(pairs)), "choice_nll": None,
+                        "acc": vars(compare_accuracy(pairs))},
+            "retained": {"nll": vars(retained_share(*three, "nll")),
+                         "acc": vars(retained_share(*three, "correct"))},
+            "codes_changed_share": 2e-6 * number if number > 1 else None,
+            "update_left_share": 0.0081 if number > 1 else None,
+        }  # fmt: skip
+    ways["adapter_on_original"] = {"reason": "it was too dear"}
+    layers = [{"name": f"model.layers.{block}.mlp.down_proj", "update_rms": 0.001,
+               "mean_step": 0.05, "error_rms": 0.018, "update_to_step": 0.02 + block / 1000,
+               "ways": {"merged_requantized": {"codes_changed_share": 2e-6,
+                                               "update_left_share": 0.008}}}
+              for block in range(30)]  # fmt: skip
+    spread = {"smallest": 0.02, "median": 0.0345, "largest": 0.049}
+    return (
+        {"base_hash": HASH["quantized"], "original_hash": HASH["original"],
+         "adapter_hash": HASH["adapter"], "data_hash": HASH["data"], "precision": LIVE,
+         "ways": list(ways), "update_definition": "rms", "step_definition": "mean gap",
+         "codes": {"quant_type": "nf4"}},
+        {"num_items": NUM_ITEMS, "ways": ways, "layers": layers, "update_to_step": spread,
+         "scores": {name: {"task": score(of)} for name, of in answers.items()}, "items": {}},
+        {},
+    )  # fmt: skip
 
 
 def make_environment(stage: str) -> dict[str, Any]:
@@ -238,6 +291,7 @@ def write_run(root: Path, benchmarks: bool = True) -> tuple[Path, dict[str, Path
     items = make_items_of_subjects()
     folders = {subject: root / "items" / subject for subject in runs.ANSWERING}
     parts["control"] = make_control(folders["control"] / "task.jsonl")
+    parts["fidelity"] = make_fidelity(items)
     for subject in paths.SUBJECTS:
         tasks, hashes = {}, {}
         for task in ("task", "piqa", "wiki") if benchmarks else ("task",):

@@ -19,8 +19,8 @@ def draw_all() -> dict[str, Drawing]:
         "scores": figures.draw_scores(BARS, "accuracy"),
         "memory": figures.draw_parts(PARTS, "MiB"),
         "loss": figures.draw_losses(LOSSES, [(0, 2.0), (19, 0.1)]),
-        "layers": figures.draw_layer_errors(
-            {"q_proj": [(0, 0.09), (1, 0.1)], "k_proj": [(0, 0.2)]}
+        "layers": figures.draw_layers(
+            {"q_proj": [(0, 0.09), (1, 0.1)], "k_proj": [(0, 0.2)]}, "relative error"
         ),
     }
 

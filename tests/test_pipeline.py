@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 PARTS = ("src", "stages", "conf", "dvc.yaml", "params.yaml", "constraints-numeric.txt")
 RECORDS = (
     "fetch", "prepare", "benchmarks", "quantize", "control", "train", "measure", "merge",
-    *(f"evaluate-{subject}" for subject in paths.SUBJECTS),
+    "fidelity", *(f"evaluate-{subject}" for subject in paths.SUBJECTS),
 )  # fmt: skip
 
 
@@ -87,7 +87,7 @@ class Project:
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     made = Project(tmp_path_factory.mktemp("project"))
     made.compose()
-    assert len(made.repro()) == 15
+    assert len(made.repro()) == 16
     return made
 
 
@@ -153,7 +153,8 @@ def test_another_precision_keeps_what_does_not_depend_on_it_and_back_restores(
 
 
 EVALUATIONS = {"baseline@original", "baseline@quantized", "evaluate@adapter", "evaluate@merged"}
-TUNED = {"train", "measure", "merge", *EVALUATIONS}
+SCORED = {"fidelity", *EVALUATIONS}
+TUNED = {"train", "measure", "merge", *SCORED}
 DEPENDS = {  # by hand: what an edit of a file must run again, and nothing else
     "src/bitrank/fetching.py": {"fetch"},
     "src/bitrank/sources/tiny.py": {"fetch"},
@@ -182,8 +183,12 @@ DEPENDS = {  # by hand: what an edit of a file must run again, and nothing else
     "src/bitrank/weights.py": {"quantize", *TUNED},
     "src/bitrank/measurement.py": {"measure"},
     "src/bitrank/merging.py": {"merge"},
-    "src/bitrank/harness.py": EVALUATIONS,
-    "src/bitrank/tasks.py": {"control", *EVALUATIONS},
+    "src/bitrank/distances.py": {"measure", "merge", "fidelity"},
+    "src/bitrank/serving.py": {"fidelity"},
+    "src/bitrank/codes.py": {"fidelity"},
+    "src/bitrank/statistics.py": {"fidelity", "report"},
+    "src/bitrank/harness.py": SCORED,
+    "src/bitrank/tasks.py": {"control", *SCORED},
     "src/bitrank/figures.py": {"report"},
     "src/bitrank/report.py": {"report"},
     "src/bitrank/tracking.py": set(),
@@ -218,7 +223,8 @@ SETTINGS = {  # by hand: the stages that a setting runs again by itself
     "data.num_test=20": {"prepare"},
     "data.max_sequence_tokens=100": {"prepare", "train", "measure"},
     "train.learning_rate=1e-3": {"train", "measure"},
-    "evaluate.batch_size=8": EVALUATIONS,
+    "evaluate.batch_size=8": SCORED,
+    "fidelity.num_items=10": {"fidelity"},
 }
 
 

@@ -75,6 +75,13 @@ def test_the_unknown_is_left_out_and_the_missing_is_named() -> None:
     assert "None" not in shown.tags.values()
 
 
+def test_a_way_to_serve_that_does_not_exist_has_no_metric() -> None:
+    shown = read().metrics
+    assert shown["merge/mean_kl/merged_original"] == 0.2
+    assert shown["merge/retained/merged_original"] == 0.9
+    assert not [name for name in shown if name.endswith("merged_requantized")]
+
+
 def test_tags_tell_where_a_run_comes_from() -> None:
     tags = read().tags
     assert (tags["precision"], tags["rank"], tags["hash.base"]) == ("nf4", "8", "b" * 64)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import fake_run
 import pytest
 
-from bitrank import facts, provenance, run_tables
+from bitrank import facts, forgetting_tables, provenance, run_tables
 from bitrank.runs import Run, read_run
 from bitrank.statistics import Difference
 from bitrank.tables import MISSING, UNKNOWN, Table, to_csv
@@ -23,7 +23,7 @@ def column(table: Table, key: str) -> list[str]:
 
 def all_facts(run: Run) -> list[facts.Fact]:
     known = [facts.ASKED, facts.ADAPTER, facts.PHASE_MEMORY, facts.PROCESS_MEMORY, facts.SPEED,
-             facts.TRAINING, facts.QUANTIZATION, facts.MERGE, facts.AUDIT,
+             facts.TRAINING, facts.QUANTIZATION, facts.MERGE, facts.UPDATE, facts.AUDIT,
              facts.inference_facts(run)]  # fmt: skip
     return [fact for part in known for fact in part]
 
@@ -88,11 +88,15 @@ def test_better_is_less_nll_and_more_accuracy(mean: float, metric: str, told: st
 
 
 def test_forgetting_is_judged_by_items_and_perplexity_is_only_shown(run: Run) -> None:
-    table = run_tables.forgetting_table(run)
+    table = forgetting_tables.forgetting_table(run)
     told = dict(zip(zip(column(table, "benchmark"), column(table, "metric"), strict=True),
                     column(table, "verdict"), strict=True))  # fmt: skip
-    assert told == {("piqa", "NLL (nats)"): "not separable", ("piqa", "accuracy"): "not separable",
-                    ("wiki", "NLL (nats)"): "worse", ("wiki", "word_perplexity"): "–"}  # fmt: skip
+    assert told == {
+        ("piqa", "NLL per token (nats)"): "not separable",
+        ("piqa", "accuracy"): "not separable",
+        ("wiki", "NLL per token (nats)"): "worse",
+        ("wiki", "word_perplexity"): "–",
+    }
 
 
 def test_a_score_that_a_record_lacks_is_unknown_and_so_is_its_change(run: Run) -> None:
@@ -107,8 +111,8 @@ def test_a_benchmark_that_was_not_asked_for_is_not_unknown(run: Run) -> None:
     merged = run.records["evaluate-merged"]
     alone = replace(merged, result={"tasks": {"task": merged.result["tasks"]["task"]}})
     found = Run(records={**run.records, "evaluate-merged": alone}, items=run.items)
-    assert set(column(run_tables.benchmarks_table(found), "merged")) == {"–"}
-    assert "–" not in column(run_tables.benchmarks_table(run), "adapter")
+    assert set(column(forgetting_tables.benchmarks_table(found), "merged")) == {"–"}
+    assert "–" not in column(forgetting_tables.benchmarks_table(run), "adapter")
 
 
 def test_full_fine_tuning_is_not_told_in_the_words_of_lora(run: Run) -> None:
@@ -123,7 +127,7 @@ def test_full_fine_tuning_is_not_told_in_the_words_of_lora(run: Run) -> None:
     assert column(run_tables.scores_table(found), "subject")[1:3] == [
         "unquantized base", "fully tuned model",
     ]  # fmt: skip
-    assert "adapter" not in run_tables.forgetting_table(found).title
+    assert "adapter" not in forgetting_tables.forgetting_table(found).title
 
 
 def test_the_memory_table_keeps_bytes_and_shares_of_the_peak(run: Run) -> None:

@@ -15,6 +15,7 @@ from bitrank.statistics import (
     compare_unpaired,
     judge,
     pair_items,
+    retained_share,
     sign_test,
 )
 
@@ -143,3 +144,83 @@ def test_one_repeat_has_no_verdict_and_none_no_difference() -> None:
     assert found is not None
     assert (found.mean, found.stderr, found.num_pairs, found.outcome) == (2.0, None, 1, "unknown")
     assert compare_repeats([]) is None
+
+
+def answered(nlls: list[float], correct: list[bool] | None = None) -> list[Item]:
+    judged = correct or [True] * len(nlls)
+    return [
+        item(str(k), nll, right) for k, (nll, right) in enumerate(zip(nlls, judged, strict=True))
+    ]
+
+
+def test_a_share_of_the_gain_is_all_nothing_or_what_is_between() -> None:
+    before = [5.0 + k % 3 for k in range(30)]
+    after = [value - 3 - 0.1 * (k % 5) for k, value in enumerate(before)]
+    for share in (1.0, 0.0, 0.25, -0.5):
+        served = [b - share * (b - a) for b, a in zip(before, after, strict=True)]
+        found = retained_share(*map(answered, (before, after, served)), "nll")
+        assert found.share == pytest.approx(share)
+        assert found.stderr == pytest.approx(0, abs=1e-9)
+        assert found.reason is None
+
+
+def test_the_error_of_a_share_is_that_of_drawing_the_items_again() -> None:
+    import random
+    from statistics import stdev
+
+    draw = random.Random(7)
+    before = [draw.gauss(6, 1) for _ in range(200)]
+    after = [value - draw.gauss(2, 1) for value in before]
+    served = [value + draw.gauss(0.3, 0.5) for value in after]
+    found = retained_share(*map(answered, (before, after, served)), "nll")
+    shares = []
+    for _ in range(400):
+        rows = [draw.randrange(200) for _ in range(200)]
+        drawn = (answered([column[k] for k in rows]) for column in (before, after, served))
+        share = retained_share(*drawn, "nll").share
+        assert share is not None
+        shares.append(share)
+    assert found.stderr == pytest.approx(stdev(shares), rel=0.2)
+
+
+def test_no_share_of_a_gain_that_noise_explains_or_that_is_none() -> None:
+    noise = [1.0 + (-1) ** k * 0.5 for k in range(30)]
+    flat, low = [1.0] * 30, [0.5 - 0.01 * (k % 2) for k in range(30)]
+    within = retained_share(*map(answered, (flat, noise, low)), "nll")
+    assert (within.share, within.reason) == (None, "the gain itself is within noise")
+    worse = retained_share(*map(answered, (low, flat, low)), "nll")
+    assert (worse.share, worse.reason) == (None, "training gained nothing")
+    alone = retained_share(*map(answered, ([1.0], [0.5], [0.5])), "nll")
+    assert (alone.share, alone.stderr) == (None, None)
+
+
+def test_of_accuracy_more_is_a_gain() -> None:
+    wrong, right = [k < 10 for k in range(40)], [k < 30 for k in range(40)]
+    half = [k < 20 for k in range(40)]
+    answers = [answered([1.0] * 40, judged) for judged in (wrong, right, half)]
+    assert retained_share(*answers, "correct").share == pytest.approx(0.5)
+    assert retained_share(answers[1], answers[0], answers[2], "correct").share is None
+
+
+def test_the_interval_is_1_96_errors_to_either_side() -> None:
+    found = compare_nll(paired([1.0, 2.0, 3.0, 4.0], [1.5, 2.0, 3.5, 4.1]))
+    assert found is not None
+    assert found.stderr is not None
+    assert found.interval is not None
+    low, high = found.interval
+    assert (low + high) / 2 == pytest.approx(found.mean)
+    assert high - low == pytest.approx(2 * 1.96 * found.stderr)
+    lone = compare_nll(paired([1.0], [2.0]))
+    assert lone is not None
+    assert lone.interval is None
+
+
+def test_nll_per_token_weighs_each_text_alike() -> None:
+    from dataclasses import replace
+
+    long, short = replace(item("a", 100.0), num_tokens=50), replace(item("b", 3.0), num_tokens=1)
+    pairs = [(long, replace(long, nll=150.0)), (short, replace(short, nll=4.0))]
+    found = compare_nll(pairs, "nll_per_token")
+    assert found is not None
+    assert found.mean == pytest.approx(1.0)
+    assert compare_nll(paired([1.0], [2.0]), "nll_per_token") is None, "their number is unknown"

@@ -20,6 +20,8 @@ from bitrank.errors import ConfigError, UserError
 from bitrank.pins import Benchmark, Faults, HubModel, LocalModel, PypiModel, TinyModel
 from bitrank.tuning import AdapterConfig, FullAdapter, TrainConfig
 
+BLOCK_SIZES = (32, 64, 128, 256, 512, 1024)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -57,7 +59,7 @@ class PrecisionConfig:
             yield "block_size", "must be given for fp4 and nf4, and be null otherwise"
         if four_bit != (self.quant_storage is not None):
             yield "quant_storage", "must be given for fp4 and nf4, and be null otherwise"
-        if self.block_size is not None and self.block_size not in (32, 64, 128, 256, 512, 1024):
+        if self.block_size is not None and self.block_size not in BLOCK_SIZES:
             yield "block_size", f"must be a power of two from 32 to 1024, got {self.block_size}"
         if not four_bit and self.compute_dtype != self.weight_dtype:
             yield "compute_dtype", "must equal `precision.weight_dtype` unless the base is 4-bit"
@@ -88,6 +90,47 @@ class MergeConfig:
     def faults(self) -> Faults:
         if self.check_items < 1:
             yield "check_items", f"must be at least 1, got {self.check_items}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodesConfig:
+    """How weights become 4-bit codes."""
+
+    quant_type: Literal["fp4", "nf4"]
+    block_size: int
+    double_quant: bool
+
+    def faults(self) -> Faults:
+        if self.block_size not in BLOCK_SIZES:
+            yield "block_size", f"must be a power of two from 32 to 1024, got {self.block_size}"
+
+
+Way = Literal[
+    "adapter_on_original",
+    "merged_original",
+    "merged_dequantized",
+    "merged_requantized",
+    "merged_then_quantized",
+]
+"""How an adapter can be served, beside the way in which it was trained; see `bitrank.serving`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FidelityConfig:
+    num_items: int | None
+    """Rows of the test split that each way to serve the adapter answers, the first ones; null:
+    all."""
+    ways: list[Way]
+    benchmarks: bool
+    """Have each answer `evaluate.benchmarks` too."""
+    codes: CodesConfig
+    """Of merged_then_quantized where the base has no 4-bit codes itself."""
+
+    def faults(self) -> Faults:
+        if self.num_items is not None and self.num_items < 2:
+            yield "num_items", f"must be null or at least 2, got {self.num_items}"
+        if len(set(self.ways)) < len(self.ways):
+            yield "ways", "must be distinct"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +193,7 @@ class RunConfig:
     train: TrainConfig
     measure: MeasureConfig
     merge: MergeConfig
+    fidelity: FidelityConfig
     evaluate: EvaluateConfig
     seeds: SeedsConfig
     runtime: RuntimeConfig

@@ -38,7 +38,7 @@ from bitrank.errors import UserError
 from bitrank.tasks import Task
 
 if TYPE_CHECKING:
-    from bitrank.harness import Scores
+    from bitrank.harness import Scores, Watch
 
 
 def evaluate_model(
@@ -60,9 +60,9 @@ def evaluate_model(
     trained = tasks.trained_task(paths.PREPARED)
     benchmarks = evaluate.benchmarks if subject in evaluate.benchmark_subjects else []
     wanted = [trained, *tasks.benchmark_tasks(benchmarks, paths.BENCHMARKS)]
-    model, tokenizer, loaded = _load_subject(subject, evaluate.dequantize, device)
+    model, tokenizer, loaded = load_subject(subject, evaluate.dequantize, device)
     with determinism.watching() as seen:
-        scores, seconds = _score(model, tokenizer, wanted, evaluate.batch_size)
+        scores, seconds = score_model(model, tokenizer, wanted, evaluate.batch_size)
     items, hashes = _keep_items(subject, wanted, scores)
     return records.Record(
         stage=f"evaluate-{subject}",
@@ -104,7 +104,7 @@ def _keep_items(
         return items, {name: identity.hash_file(folder / f"{name}.jsonl") for name in items}
 
 
-def _load_subject(
+def load_subject(
     subject: str, dequantize: bool, device: torch.device
 ) -> tuple[torch.nn.Module, PreTrainedTokenizerBase, dict[str, Any]]:
     """Model, tokenizer, and what was loaded: identities, live precision, weights computed on.
@@ -139,16 +139,17 @@ def _load_subject(
     return tuned, tokenizer, {**loaded, **treatment.describe(tuned), "precision": live["precision"]}
 
 
-def _score(
+def score_model(
     model: torch.nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     wanted: Sequence[Task],
     batch_size: int,
+    watch: Watch | None = None,
 ) -> tuple[dict[str, Scores], dict[str, float]]:
     """Scores and wall seconds of each task. Tasks are run apart: one never changes another's."""
     from bitrank.harness import Scorer
 
-    scorer = Scorer(model, tokenizer, batch_size)
+    scorer = Scorer(model, tokenizer, batch_size, watch)
     scores, seconds = {}, {}
     for task in wanted:
         start = time.perf_counter()
@@ -240,10 +241,17 @@ def _num_choices(task: Task) -> int | None:
 def summarize_items(items: Sequence[records.Item]) -> dict[str, float | int | None]:
     """Means over documents, in nats, with their standard errors; null where there are no choices.
 
-    `nll` is of the target under the whole vocabulary, `choice_nll` of its share among the choices.
+    `nll` is of the target under the whole vocabulary, `choice_nll` of its share among the choices;
+    `nll_per_token` weighs each document alike, whatever its length.
     """
     nll, nll_stderr = tasks.mean_and_stderr([item.nll for item in items if item.nll is not None])
     summary: dict[str, float | int | None] = {"nll": nll, "nll_stderr": nll_stderr}
+    shares = [
+        item.nll / item.num_tokens for item in items if item.nll is not None and item.num_tokens
+    ]
+    if shares:
+        mean, stderr = tasks.mean_and_stderr(shares)
+        summary["nll_per_token"], summary["nll_per_token_stderr"] = mean, stderr
     among = [item.choice_nll for item in items if item.choice_nll is not None]
     if among:
         summary["choice_nll"], summary["choice_nll_stderr"] = tasks.mean_and_stderr(among)

@@ -157,6 +157,14 @@ MERGE = (
     Fact("mean KL (nats)", "merge.result.check.mean_kl"),
     Fact("same most likely token", "merge.result.check.argmax_agreement", "share"),
 )
+_STEP = "fidelity.result.update_to_step"
+UPDATE = (
+    Fact("update over step, the layer in the middle", f"{_STEP}.median"),
+    Fact("update over step, smallest", f"{_STEP}.smallest"),
+    Fact("update over step, largest", f"{_STEP}.largest"),
+    Fact("update: definition", "fidelity.treatment.update_definition"),
+    Fact("step: definition", "fidelity.treatment.step_definition"),
+)
 AUDIT = (
     Fact("rows read", "prepare.result.num_rows_read"),
     Fact("duplicates removed", "prepare.result.num_duplicates_removed"),

@@ -119,8 +119,8 @@ def draw_losses(training: Points, validation: Points) -> Drawing:
         return _render(figure)
 
 
-def draw_layer_errors(series: Mapping[str, Points]) -> Drawing:
-    """(block, relative error) pairs, one series a kind of layer."""
+def draw_layers(series: Mapping[str, Points], label: str) -> Drawing:
+    """(block, value) pairs, one series a kind of layer."""
     from matplotlib.ticker import MaxNLocator
 
     rows = (len(series) + 2) // 3
@@ -131,7 +131,7 @@ def draw_layer_errors(series: Mapping[str, Points]) -> Drawing:
                 color=COLOURS[index % len(COLOURS)], marker=MARKERS[index % len(MARKERS)],
             )  # fmt: skip
         axes.set_xlabel("block of the model")
-        axes.set_ylabel("relative error")
+        axes.set_ylabel(label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(visible=True)
         figure.legend(loc="outside lower center", ncols=3, handlelength=1.6)

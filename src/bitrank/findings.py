@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from bitrank.forgetting_tables import write_forgotten
 from bitrank.provenance import live_precision
 from bitrank.run_tables import CHANGES, METRICS, compare, verdict
 from bitrank.runs import CONTROL, TASK, Run
+from bitrank.serving_tables import warn_of_losses, write_kept
 from bitrank.statistics import compare_unpaired
 from bitrank.tables import format_bytes, format_value, measured
 
@@ -96,12 +98,7 @@ def write_points(run: Run) -> list[str]:
         _change(run, f"The {name}", TASK, first, second, metrics)
         for name, first, second, metrics in CHANGES
     ]
-    forgotten = [
-        _change(run, f"After training, on {task}, which was not trained", task,
-                "quantized", "adapter", ("nll", "acc"))
-        for task in run.benchmarks
-    ]  # fmt: skip
-    told = [*changes, _majority(run), *forgotten, *_costs(run)]
+    told = [*changes, *write_kept(run), _majority(run), *write_forgotten(run), *_costs(run)]
     return [sentence for sentence in told if sentence]
 
 
@@ -160,6 +157,7 @@ def describe_hardware(run: Run, stage: str) -> str:
 def write_warnings(run: Run) -> list[str]:
     """What makes the numbers incomplete or doubtful."""
     told = [f"Missing: no record of {', '.join(run.missing)}."] if run.missing else []
+    told += warn_of_losses(run)
     for key, words in (
         ("num_truncated", "rows are truncated"),
         ("num_doubled_bos", "rows have a doubled start token"),

@@ -22,7 +22,7 @@ import io
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr
 from copy import deepcopy
 from dataclasses import dataclass
@@ -47,6 +47,8 @@ FEWEST_ROWS = 16
 # Advice about command-line flags that are not used here.
 logging.getLogger("lm_eval").setLevel(logging.ERROR)
 
+Watch = Callable[[Row, torch.Tensor], None]
+"""Sees each row with the logits that predict its last tokens, (targets, vocabulary)."""
 Request = tuple[Any, list[int], list[int]]
 """lm-eval's: the strings, the context's token ids, the ids whose log-likelihood is asked for."""
 
@@ -68,12 +70,15 @@ class Scores:
 class Scorer(HFLM):  # type: ignore[misc]
     """A live model for lm-eval. Subclassing is its way to bring a model of one's own."""
 
-    def __init__(self, model: Any, tokenizer: Any, batch_size: int) -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any, batch_size: int, watch: Watch | None = None
+    ) -> None:
         # lm-eval asks for a context again with each of its choices, and `_count` for every text.
         self._encoded: dict[str, list[int]] = {}
         super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
         self.num_forward_rows = 0
         self._shown: Progress | None = None
+        self._watch = watch
 
     def run(self, task: Task) -> Scores:
         """Score every document of a task.
@@ -186,6 +191,8 @@ class Scorer(HFLM):  # type: ignore[misc]
         answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         is_text = requests[0][0] is None  # lm-eval's mark of a text that is read as a whole
         for row, logits in self._read_rows(num_targets, in_trees=not is_text):
+            if self._watch is not None:
+                self._watch(row, logits)
             for indices in sharing[row].values():
                 scored = _score_targets(logits, [requests[index][2] for index in indices])
                 for index, answer in zip(indices, scored, strict=True):

@@ -3,13 +3,14 @@
 The default adds the update to the dequantized weights, dq(W4) + (alpha / rank) * B A: the function
 that was trained; with DoRA the rows of the sum are then brought to their trained lengths. Sums are
 in fp32 and cast last. Merging back into 4 bits is not offered: the update is far below the
-quantization step and would be rounded away.
+quantization step and would be rounded away (`fidelity` measures it).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from bitrank import (
 )
 from bitrank.artifacts import whole_folder
 from bitrank.config import MergeConfig, RuntimeConfig
+from bitrank.distances import measure_distance
 from bitrank.progress import progress
 
 ROWS_AT_ONCE = 8
@@ -145,24 +147,19 @@ def _compare(
     tuned: Any, merged: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str]
 ) -> dict[str, Any]:
     """Next-token distributions after each prompt; KL(base + adapter || merged) in nats."""
-    largest, divergence, agreed = 0.0, 0.0, 0
-    for expected, found in _logit_pairs(tuned, merged, tokenizer, texts):
-        largest = max(largest, float((expected - found).abs().max()))
-        p, q = expected.log_softmax(-1), found.log_softmax(-1)
-        divergence += float((p.exp() * (p - q)).sum())
-        agreed += int(expected.argmax() == found.argmax())
+    rows = [measure_distance(*pair) for pair in _logit_pairs(tuned, merged, tokenizer, texts)]
     return {
-        "num_items": len(texts),
-        "largest_logit_difference": largest,
-        "mean_kl": divergence / len(texts),
-        "argmax_agreement": agreed / len(texts),
+        "num_items": len(rows),
+        "largest_logit_difference": max(largest for _, largest, _ in rows),
+        "mean_kl": fmean(divergence for divergence, _, _ in rows),
+        "argmax_agreement": fmean(agreed for _, _, agreed in rows),
     }
 
 
 def _logit_pairs(
     tuned: Any, merged: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str]
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Each text's next-token logits of both models, of shape (vocabulary,), as float64."""
+    """Each text's next-token logits of both models, of shape (vocabulary,)."""
     rows = sorted((list(tokenizer(text).input_ids) for text in texts), key=len)
     with progress("merge check", len(rows), "prompts") as shown:
         for start in range(0, len(rows), ROWS_AT_ONCE):
@@ -176,5 +173,5 @@ def _logit_pairs(
             with torch.no_grad():
                 found = merged(ids, use_cache=False).logits
             for index, end in enumerate(ends):
-                yield expected[index, end].double(), found[index, end].double()
+                yield expected[index, end], found[index, end]
             shown.advance(len(part))

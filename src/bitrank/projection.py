@@ -97,8 +97,7 @@ class Projection:
     def content(self) -> str:
         """sha256 of all that the run shows: two equal projections need one publication.
 
-        `dvc.lock` is in the key. Its file also tells of the `record` stage itself, and so is
-        another one while that stage runs.
+        `dvc.lock` is in the key; its file is another one while the `record` stage itself runs.
         """
         artifacts = {
             n: hashlib.sha256(body).hexdigest()
@@ -223,6 +222,9 @@ def metrics_of(run: Run) -> Iterator[tuple[str, float]]:
             for metric, value in scores.items():
                 if not metric.startswith("num_"):
                     found[f"{prefix}{metric}/{subject}"] = value
+    for way, of_way in (run.find("fidelity", "result", "ways") or {}).items():
+        found[f"merge/mean_kl/{way}"] = of_way.get("mean_kl")
+        found[f"merge/retained/{way}"] = of_way.get("retained", {}).get("nll", {}).get("share")
     for stage in run.records:
         found[f"seconds/{stage}"] = run.find(stage, "observation", "wall_seconds")
     for name, value in sorted(found.items()):

@@ -16,7 +16,16 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from bitrank import artifacts, facts, figures, findings, provenance, run_tables
+from bitrank import (
+    artifacts,
+    facts,
+    figures,
+    findings,
+    forgetting_tables,
+    provenance,
+    run_tables,
+    serving_tables,
+)
 from bitrank.runs import CONTROL, TASK, Run, read_run
 from bitrank.tables import Column, Table, format_bytes, show, to_csv
 
@@ -97,6 +106,7 @@ def build_sections(run: Run) -> list[Section]:
     return [
         Section(key="scores", title="Scores", figures=_scores(run),
                 tables=[run_tables.scores_table(run), run_tables.differences_table(run)]),
+        _serving(run),
         _forgetting(run),
         Section(key="memory", title="Memory", figures=_memory(run),
                 tables=[run_tables.memory_table(run),
@@ -133,9 +143,27 @@ def build_sections(run: Run) -> list[Section]:
     ]  # fmt: skip
 
 
+def _serving(run: Run) -> Section:
+    layers = run.find("fidelity", "result", "layers") or []
+    drawn = _by_block(layers, "update_to_step", "update / quantization step")
+    alt = "Size of each layer's update over its mean quantization step"
+    rows = serving_tables.layer_rows(run)
+    keys = list(rows[0]) if rows else serving_tables.LAYER_KEYS
+    return Section(
+        key="serving",
+        title="What is served",
+        figures=[Figure("updates", alt, drawn)] if drawn else [],
+        data=[_plain_table("updates", "Update of every layer", rows, keys)],
+        tables=[*(serving_tables.all_tables(run) if "fidelity" in run.records else []),
+                facts.facts_table(run, "update", "The update beside the quantization step",
+                                  facts.UPDATE)],
+    )  # fmt: skip
+
+
 def _forgetting(run: Run) -> Section:
     asked = bool(run.benchmarks)
-    tables = [run_tables.forgetting_table(run), run_tables.benchmarks_table(run)] if asked else []
+    made = (forgetting_tables.forgetting_table, forgetting_tables.benchmarks_table)
+    tables = [make(run) for make in made] if asked else []
     return Section(
         key="forgetting",
         title="Forgetting",
@@ -186,17 +214,24 @@ def _losses(run: Run) -> list[Figure]:
 
 
 def _layer_errors(run: Run) -> list[Figure]:
+    layers = run.find("quantize", "result", "layers") or []
+    drawn = _by_block(layers, "relative_error", "relative error")
+    alt = "Relative quantization error of each layer"
+    return [Figure("layer_errors", alt, drawn)] if drawn else []
+
+
+def _by_block(layers: Sequence[Mapping[str, Any]], key: str, label: str) -> figures.Drawing | None:
+    """One value of each layer over its block, a series a kind of layer; null where all are 0."""
     series: dict[str, list[tuple[float, float]]] = {}
-    for index, layer in enumerate(run.find("quantize", "result", "layers") or []):
+    for index, layer in enumerate(layers):
         block = re.search(r"\.(\d+)\.", layer["name"])
         place = int(block.group(1)) if block else index
-        if layer["relative_error"] is not None:
+        if layer[key] is not None:
             kind = layer["name"].rsplit(".", 1)[-1]
-            series.setdefault(kind, []).append((place, layer["relative_error"]))
-    if not any(error for points in series.values() for _, error in points):
-        return []
-    drawing = figures.draw_layer_errors({name: sorted(series[name]) for name in sorted(series)})
-    return [Figure("layer_errors", "Relative quantization error of each layer", drawing)]
+            series.setdefault(kind, []).append((place, layer[key]))
+    if not any(value for points in series.values() for _, value in points):
+        return None
+    return figures.draw_layers({name: sorted(series[name]) for name in sorted(series)}, label)
 
 
 def _loss_tables(run: Run) -> list[Table]:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from math import log
+from typing import cast
 
-from bitrank import paths
 from bitrank.runs import ANSWERING, CONTROL, TASK, Run
+from bitrank.statistics import Column as Col
 from bitrank.statistics import (
     Difference,
     compare_accuracy,
@@ -26,6 +27,7 @@ from bitrank.tables import (
     Cell,
     Column,
     Table,
+    interval,
     look_up,
     measured,
     show,
@@ -47,13 +49,16 @@ CHANGES = (
     ("lead over the bag of words", "control", "adapter", ("choice_nll", "acc")),
 )
 """(what, from, to, metrics). A bag of words knows the choices only, so it has no NLL to compare."""
-METRICS = {"nll": "NLL (nats)", "choice_nll": "choice NLL (nats)", "acc": "accuracy"}
+METRICS = {
+    "nll": "NLL (nats)", "nll_per_token": "NLL per token (nats)",
+    "choice_nll": "choice NLL (nats)", "acc": "accuracy",
+}  # fmt: skip
 """What items are compared by; other metrics are shown under lm-eval's names."""
 MEMORY_PARTS = ("weights", "adapter", "gradients", "optimizer", "activations")
 
 
 def compare(run: Run, task: str, metric: str, first: str, second: str) -> Difference | None:
-    """The change of "nll", "choice_nll" or "acc" from one subject to another.
+    """The change of one of `METRICS` from one subject to another.
 
     Paired by item where both logs are there, from the records' standard errors where not; null
     where a score is missing.
@@ -62,9 +67,7 @@ def compare(run: Run, task: str, metric: str, first: str, second: str) -> Differ
     if logs[0] and logs[1]:
         pairs = pair_items(logs[0], logs[1])
         difference = (
-            compare_accuracy(pairs)
-            if metric == "acc"
-            else compare_nll(pairs, "nll" if metric == "nll" else "choice_nll")
+            compare_accuracy(pairs) if metric == "acc" else compare_nll(pairs, cast(Col, metric))
         )
         if difference is not None:
             return difference
@@ -162,54 +165,16 @@ def _chance(run: Run) -> Iterator[str]:
 
 def differences_table(run: Run) -> Table:
     rows = [
-        [text(name), *_change_cells(run, TASK, metric, first, second)]
+        [text(name), *change_cells(run, TASK, metric, first, second)]
         for name, first, second, metrics in CHANGES
         for metric in metrics
     ]
     return Table(
         name="differences",
         title="What changed, and whether noise can explain it",
-        columns=[Column("change", "Change"), *_change_columns("from", "to", "From", "To")],
+        columns=[Column("change", "Change"), *change_columns("from", "to", "From", "To")],
         rows=rows,
-        notes=[_CHANGE_NOTE],
-    )
-
-
-def forgetting_table(run: Run) -> Table:
-    """Each benchmark before training and after."""
-    rows = [
-        [text(task), *_change_cells(run, task, metric, "quantized", "adapter")]
-        for task in run.benchmarks
-        for metric in _metrics(run, task)
-        if metric in ("nll", "acc") or metric.endswith("perplexity")
-    ]
-    return Table(
-        name="forgetting",
-        title=f"What was not trained: {label_of(run, 'quantized')} before, "
-        f"{label_of(run, 'adapter')} after",
-        columns=[
-            Column("benchmark", "Benchmark"),
-            *_change_columns("before", "after", "Before", "After"),
-        ],
-        rows=rows,
-        notes=["Perplexities follow from the NLL and have no standard error of their own. "
-               + _CHANGE_NOTE],
-    )  # fmt: skip
-
-
-def benchmarks_table(run: Run) -> Table:
-    """Every metric of every benchmark, for the four subjects."""
-    rows = [
-        [text(task), text(metric), *(score_cell(run, s, task, metric) for s in paths.SUBJECTS)]
-        for task in run.benchmarks
-        for metric in _metrics(run, task)
-    ]
-    subjects = [Column(s, label_of(run, s).capitalize(), with_stderr=True) for s in paths.SUBJECTS]
-    return Table(
-        name="benchmarks",
-        title="Benchmarks beside the trained task",
-        columns=[Column("benchmark", "Benchmark"), Column("metric", "Metric"), *subjects],
-        rows=rows,
+        notes=[CHANGE_NOTE],
     )
 
 
@@ -239,46 +204,45 @@ def memory_table(run: Run) -> Table:
     )
 
 
-_CHANGE_NOTE = (
+CHANGE_NOTE = (
     "Mean change ± standard error, item by item where the pairs are counted. "
-    "NLL is separable at 1.96 standard errors, accuracy by the exact sign test at 5 %; "
+    "NLL is separable at 1.96 standard errors (its 95 % interval then leaves out 0), accuracy by "
+    "the exact sign test at 5 %; "
     "“the same” means no item differs beyond rounding."
 )
 
 
-def _change_columns(first: str, second: str, *headings: str) -> list[Column]:
+def change_columns(first: str, second: str, *headings: str) -> list[Column]:
     return [
         Column("metric", "Metric"),
         Column(first, headings[0], with_stderr=True),
         Column(second, headings[1], with_stderr=True),
         Column("difference", "Difference", with_stderr=True),
+        Column("interval", "95 % interval"),
         Column("num_pairs", "Pairs"),
         Column("verdict", "Verdict"),
     ]
 
 
-def _change_cells(run: Run, task: str, metric: str, first: str, second: str) -> Iterator[Cell]:
+def change_cells(run: Run, task: str, metric: str, first: str, second: str) -> Iterator[Cell]:
     yield Cell(METRICS.get(metric, metric), metric)
     yield score_cell(run, first, task, metric)
     yield score_cell(run, second, task, metric)
     if metric not in METRICS:
-        yield from (Cell(NOT_APPLICABLE), Cell(NOT_APPLICABLE), Cell(NOT_APPLICABLE))
+        yield from [Cell(NOT_APPLICABLE)] * 4
         return
     difference = compare(run, task, metric, first, second)
     if difference is None:
         known = all(ANSWERING[subject] in run.records for subject in (first, second))
-        yield from [Cell(UNKNOWN if known else MISSING)] * 3
+        yield from [Cell(UNKNOWN if known else MISSING)] * 4
         return
     yield measured(difference.mean, difference.stderr, signed=True)
+    yield interval_cell(difference)
     pairs = difference.num_pairs
     yield Cell("unpaired") if pairs is None else show(pairs)
     yield text(verdict(difference, metric))
 
 
-def _metrics(run: Run, task: str) -> list[str]:
-    """The metrics that any subject has for a task, NLL and accuracy first."""
-    found: set[str] = set()
-    for subject in paths.SUBJECTS:
-        scores = run.find(f"evaluate-{subject}", "result", "tasks", task) or {}
-        found |= {key for key in scores if not key.endswith("_stderr") and key[:4] != "num_"}
-    return sorted(found, key=lambda metric: (metric not in METRICS, metric))
+def interval_cell(difference: Difference) -> Cell:
+    ends = difference.interval
+    return interval(*ends, difference.stderr or 0.0) if ends else Cell(UNKNOWN)

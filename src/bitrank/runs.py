@@ -25,6 +25,7 @@ ANSWERING = {**{subject: f"evaluate-{subject}" for subject in paths.SUBJECTS}, C
 """Who answered items, with the stage whose record holds the scores and names the item logs."""
 STAGES = (
     "fetch", "prepare", "benchmarks", "quantize", "control", "train", "measure", "merge",
+    "fidelity",
     *(f"evaluate-{subject}" for subject in paths.SUBJECTS),
 )  # fmt: skip
 """The stages whose records a report reads, in the order in which they run."""

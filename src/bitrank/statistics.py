@@ -31,6 +31,7 @@ ROUNDING = 1e-4
 """Nats. Differences below it on every item are the rounding of fp32 sums, not an effect."""
 
 Outcome = Literal["separable", "not separable", "the same", "unknown"]
+Column = Literal["nll", "nll_per_token", "choice_nll", "correct"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,13 @@ class Difference:
     num_pairs: int | None
     """Items that both answered; null: compared without pairing."""
     outcome: Outcome
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The mean's 95 % confidence interval, from the normal distribution."""
+        if self.stderr is None:
+            return None
+        return self.mean - Z * self.stderr, self.mean + Z * self.stderr
 
 
 def pair_items(first: Iterable[Item], second: Iterable[Item]) -> list[tuple[Item, Item]]:
@@ -59,11 +67,17 @@ def _by_document(items: Iterable[Item]) -> dict[tuple[str, int], Item]:
     return keyed
 
 
-def compare_nll(
-    pairs: Sequence[tuple[Item, Item]], column: Literal["nll", "choice_nll"] = "nll"
-) -> Difference | None:
+def value_of(item: Item, column: Column) -> float | None:
+    """What an item is compared by; null where it has none."""
+    if column == "nll_per_token":
+        return item.nll / item.num_tokens if item.nll is not None and item.num_tokens else None
+    value = getattr(item, column)
+    return None if value is None else float(value)
+
+
+def compare_nll(pairs: Sequence[tuple[Item, Item]], column: Column = "nll") -> Difference | None:
     """Mean change of -log p(target) in nats; null when no document was answered by both."""
-    values = [(getattr(first, column), getattr(second, column)) for first, second in pairs]
+    values = [(value_of(first, column), value_of(second, column)) for first, second in pairs]
     changes = [b - a for a, b in values if a is not None and b is not None]
     if not changes:
         return None
@@ -120,6 +134,51 @@ def compare_repeats(values: Sequence[tuple[float, float]]) -> Difference | None:
     if stderr is not None:
         outcome = judge(mean, stderr, STUDENT[min(len(changes) - 1, len(STUDENT)) - 1])
     return Difference(mean=mean, stderr=stderr, num_pairs=len(changes), outcome=outcome)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retained:
+    """How much of what training gained is still there in what is served."""
+
+    share: float | None
+    """1: all of it; 0: nothing; below 0: worse than the untrained base. Null: see `reason`."""
+    stderr: float | None
+    reason: str | None
+    """Why there is no share."""
+
+
+def retained_share(
+    untrained: Iterable[Item], trained: Iterable[Item], served: Iterable[Item], column: Column
+) -> Retained:
+    """(untrained - served) / (untrained - trained), of means over the items that all answered.
+
+    The standard error is that of a ratio of means over the same items: of the residuals
+    (untrained - served) - share * (untrained - trained), over the mean gain (delta method).
+    """
+    gains, kept = [], []
+    after = _by_document(served)
+    of_training = _by_document(trained)
+    for key, item in _by_document(untrained).items():
+        if key not in after or key not in of_training:
+            continue
+        start, trained_to, served_at = (
+            value_of(answer, column) for answer in (item, of_training[key], after[key])
+        )
+        if start is not None and trained_to is not None and served_at is not None:
+            gains.append(start - trained_to)
+            kept.append(start - served_at)
+    spread = _standard_error(gains)
+    if spread is None:
+        return Retained(share=None, stderr=None, reason="fewer than two items to compare")
+    gain = fmean(gains)
+    if judge(gain, spread) != "separable":
+        return Retained(share=None, stderr=None, reason="the gain itself is within noise")
+    if (gain > 0) != (column != "correct"):
+        return Retained(share=None, stderr=None, reason="training gained nothing")
+    share = fmean(kept) / gain
+    residuals = [k - share * g for k, g in zip(kept, gains, strict=True)]
+    return Retained(share=share, stderr=(_standard_error(residuals) or 0.0) / abs(gain),
+                    reason=None)  # fmt: skip
 
 
 def judge(mean: float, stderr: float, quantile: float = Z) -> Outcome:

@@ -94,13 +94,30 @@ def measured(value: float | None, stderr: float | None, *, signed: bool = False)
     """A mean with its standard error, both rounded at the error's second digit."""
     if value is None:
         return Cell(UNKNOWN)
-    digits = 3
-    if stderr:
-        digits = min(6, max(0, 1 - floor(log10(stderr))))
-    sign = "+" if signed and round(value, digits) else ""
-    shown = f"{value:{sign}z,.{digits}f}"  # z: what rounds to zero has no minus either
+    digits = _digits(stderr)
+    shown = _round(value, digits, signed)
     error = UNKNOWN if stderr is None else f"{stderr:,.{digits}f}"
     return Cell(_minus(f"{shown} ± {error}"), value, stderr)
+
+
+def interval(low: float, high: float, stderr: float) -> Cell:
+    """Two ends, rounded as `measured` rounds; a text in the CSV too."""
+    return text(_minus(" to ".join(_round(end, _digits(stderr), True) for end in (low, high))))
+
+
+def percent(share: float, stderr: float | None) -> Cell:
+    """A share with its standard error as a person reads it; a fraction in the CSV."""
+    shown = measured(100 * share, None if stderr is None else 100 * stderr)
+    return Cell(f"{shown.text} %", share, stderr)
+
+
+def _digits(stderr: float | None) -> int:
+    return min(6, max(0, 1 - floor(log10(stderr)))) if stderr else 3
+
+
+def _round(value: float, digits: int, signed: bool) -> str:
+    sign = "+" if signed and round(value, digits) else ""
+    return f"{value:{sign}z,.{digits}f}"  # z: what rounds to zero has no minus either
 
 
 def kind_of(key: str) -> Kind:
