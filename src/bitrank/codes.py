@@ -57,7 +57,7 @@ class FourBit:
 
     def _places(self) -> torch.Tensor:
         """The place of each weight's code point; fp4 has a zero of either sign, which is one."""
-        points = self.state.code.float()
+        points = cast(torch.Tensor, self.state.code)
         first = (points.unsqueeze(1) == points).int().argmax(dim=1)
         held = self.packed.reshape(-1).view(torch.uint8).int()
         return first[torch.stack((held >> 4, held & 15))]

@@ -69,7 +69,8 @@ class Bench:
 
     def score(self, model: torch.nn.Module, watch: Watch) -> tuple[Answers, dict[str, float]]:
         """Items and seconds of each task; `watch` sees the rows of the trained one."""
-        items, seconds = {}, {}
+        items: Answers = {}
+        seconds: dict[str, float] = {}
         for task in self.asked:
             scores, took = evaluation.score_model(
                 model, self.tokenizer, [task], self.batch_size,
