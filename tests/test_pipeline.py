@@ -182,7 +182,7 @@ DEPENDS = {  # by hand: what an edit of a file must run again, and nothing else
     "src/bitrank/adapters.py": TUNED,
     "src/bitrank/weights.py": {"quantize", *TUNED},
     "src/bitrank/measurement.py": {"measure"},
-    "src/bitrank/merging.py": {"merge"},
+    "src/bitrank/merging.py": {"measure", "merge"},
     "src/bitrank/distances.py": {"measure", "merge", "fidelity"},
     "src/bitrank/serving.py": {"fidelity"},
     "src/bitrank/codes.py": {"fidelity"},
