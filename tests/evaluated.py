@@ -101,13 +101,6 @@ def make_merged(original: Path, folder: Path) -> Path:
     return folder
 
 
-def stamp_rows() -> None:
-    """The fixture's adapter says that it was trained on the project's rows."""
-    file = paths.ADAPTER / "bitrank.json"
-    stamp = json.loads(file.read_text()) | {"data_hash": identity.hash_files(paths.PREPARED)}
-    records.write_text(file, json.dumps(stamp))
-
-
 def write_project(nf4: Path, original: Path, compose: Callable[..., RunConfig]) -> None:
     """All that is evaluated, in the current directory."""
     write_prepared(paths.PREPARED, [" cold", " hot", " warm"])

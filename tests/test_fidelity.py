@@ -10,10 +10,11 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from evaluated import RUNTIME, configured, link, make_adapter, stamp_rows, write_free_text
+from evaluated import RUNTIME, configured, link, make_adapter, write_free_text
 
 from bitrank import (
     adapters,
+    chain,
     distances,
     evaluation,
     fidelity,
@@ -86,7 +87,6 @@ def test_the_adapter_beside_the_original_is_the_merge_into_it(
 def test_a_way_scores_as_the_merged_model_that_the_pipeline_stores(
     base: str, measure: Callable[..., records.Record], compose: Compose, original: Path
 ) -> None:
-    stamp_rows()
     paths.MERGED.unlink()
     merging.merge_adapter(compose(f"merge={base}").merge, RUNTIME)
     stored = evaluation.evaluate_model("merged", configured(), RUNTIME).result["tasks"]["task"]
@@ -161,7 +161,9 @@ def test_full_fine_tuning_can_only_be_quantized(
     generator = torch.Generator().manual_seed(3)
     for parameter in model.parameters():
         parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
-    stamp = adapters.Stamp(base_hash=identity.hash_weights(paths.QUANTIZED), data_hash="0" * 64)
+    known = chain.check_base(paths.QUANTIZED)
+    rows = vars(chain.identify_rows(paths.PREPARED))
+    stamp = chain.Stamp(base_hash=known.base_hash, original_hash=known.original_hash, **rows)
     for file in paths.ADAPTER.iterdir():
         file.unlink()
     adapters.save_adapter(model, paths.ADAPTER, stamp)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from evaluated import link, make_adapter, stamp_rows
+from evaluated import link, make_adapter
 
 import merge_retention
 import plain_libraries
@@ -28,7 +28,6 @@ def test_plain_peft_gives_the_adapters_logits_and_plain_transformers_the_merged_
     paths.MERGED.unlink()
     link(paths.QUANTIZED, quantized(name))
     make_adapter(paths.QUANTIZED, paths.ADAPTER, compose)
-    stamp_rows()
     merging.merge_adapter(run.merge, run.runtime)
     found = plain_libraries.compare(run, ROWS)
     assert found["merged"] == {"equal": True, "largest_difference": 0.0, "same_first_token": 1.0}

@@ -119,7 +119,7 @@ def test_what_matters_stands_in_markdown_and_html_alike(written: Path) -> None:
 
 def test_figures_of_the_markdown_exist(written: Path) -> None:
     named = re.findall(r"\]\((figures/[^)]+|tables/[^)]+)\)", (written / "report.md").read_text())
-    assert len(named) == 5
+    assert len(named) == 6
     assert all((written / name).is_file() for name in named)
 
 

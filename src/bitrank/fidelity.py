@@ -87,19 +87,19 @@ def measure_fidelity(
     """Serve the adapter in each of `fidelity.ways`; item logs go to `paths.items("fidelity")`.
 
     Raises:
-        UserError: an artifact that is missing, a broken link of the `chain`, or answers of the
-            untrained base to other rows.
+        UserError: an artifact that is missing or does not belong to the others, or answers of
+            the untrained base to other rows.
     """
     device = environment.prepare_runtime(runtime)
     asked = _ask(fidelity, evaluate)
     answers = {name: _read_answers(subject, asked) for subject, name in UNTRAINED.items()}
     tuned, tokenizer, loaded = evaluation.load_subject("adapter", evaluate.dequantize, device)
-    chain.check_original(paths.ORIGINAL, chain.check_base(paths.QUANTIZED))
     bench = Bench(fidelity=fidelity, batch_size=evaluate.batch_size, device=device, asked=asked,
                   dtype=getattr(torch, merge_dtype), tokenizer=tokenizer)  # fmt: skip
     trained = NextTokens()
     seconds: dict[str, dict[str, float]] = {}
     answers[serving.TRAINED], seconds[serving.TRAINED] = bench.score(tuned, trained)
+    chain.check_original(paths.ORIGINAL, chain.check_base(paths.QUANTIZED))
     bases = Bases.load(device, loaded["base_hash"])
     ways: dict[str, dict[str, Any]] = {}
     changes: dict[str, list[serving.Change]] = {}

@@ -17,7 +17,7 @@ from bitrank.run_tables import (
     verdict,
 )
 from bitrank.runs import Run
-from bitrank.tables import Column, Table, measured, text
+from bitrank.tables import NOT_APPLICABLE, Cell, Column, Table, measured, text
 
 BEFORE, AFTER = "quantized", "adapter"
 METRIC_WORDS = {"nll_per_token": "NLL per token", "acc": "accuracy"}
@@ -27,7 +27,13 @@ METRIC_WORDS = {"nll_per_token": "NLL per token", "acc": "accuracy"}
 def forgetting_table(run: Run) -> Table:
     """Each benchmark before training and after, the same items paired."""
     rows = [
-        [text(task), *change_cells(run, task, metric, BEFORE, AFTER)]
+        [
+            text(task),
+            *change_cells(run, task, metric, BEFORE, AFTER),
+            interval_cell(compare(run, task, metric, BEFORE, AFTER))
+            if metric in METRIC_WORDS
+            else Cell(NOT_APPLICABLE),
+        ]
         for task in run.benchmarks
         for metric in metrics_of(run, task)
         if metric in METRIC_WORDS or metric.endswith("perplexity")
@@ -39,6 +45,7 @@ def forgetting_table(run: Run) -> Table:
         columns=[
             Column("benchmark", "Benchmark"),
             *change_columns("before", "after", "Before", "After"),
+            Column("interval", "95 % interval"),
         ],
         rows=rows,
         notes=["NLL per token weighs each text alike. Perplexities follow from the NLL and have no "

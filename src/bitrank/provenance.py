@@ -72,22 +72,24 @@ def live_precision(run: Run, stage: str) -> Mapping[str, Any] | None:
 
 
 _EVALUATIONS = tuple(f"evaluate-{subject}" for subject in paths.SUBJECTS)
-_ON_QUANTIZED = ("train", "measure", "merge", "fidelity", "evaluate-quantized", "evaluate-adapter")
-_OF_ROWS = ("train", "measure", "merge", "fidelity")
-_OF_ADAPTER = ("merge", "fidelity", "evaluate-adapter", "evaluate-merged")
+_ON_QUANTIZED = (
+    "train", "measure", "merge", "fidelity", "evaluate-quantized", "evaluate-adapter",
+)  # fmt: skip
 _CHAIN: tuple[tuple[str, str, str, Mapping[str, str]], ...] = (
     ("original base", "fetch", "base_hash",
      {"quantize": "base_hash",
-      **dict.fromkeys((*_OF_ROWS, *_EVALUATIONS), "original_hash")}),
+      **dict.fromkeys(("train", "measure", "merge", "fidelity", *_EVALUATIONS), "original_hash")}),
     ("quantized base", "quantize", "base_hash", dict.fromkeys(_ON_QUANTIZED, "base_hash")),
     ("template", "prepare", "template_hash",
-     dict.fromkeys((*_OF_ROWS, *_EVALUATIONS), "template_hash")),
+     dict.fromkeys(("train", "measure", "merge", "fidelity", *_EVALUATIONS), "template_hash")),
     ("rows", "prepare", "data_hash",
-     dict.fromkeys(("control", *_OF_ROWS, *_EVALUATIONS), "data_hash")),
+     dict.fromkeys(("control", "train", "measure", "merge", "fidelity", *_EVALUATIONS),
+                   "data_hash")),
     ("first weights", "train", "first_weights_hash",
-     dict.fromkeys(_OF_ADAPTER, "first_weights_hash")),
+     dict.fromkeys(("merge", "fidelity", "evaluate-adapter", "evaluate-merged"),
+                   "first_weights_hash")),
     ("adapter", "train", "adapter_hash",
-     dict.fromkeys(_OF_ADAPTER, "adapter_hash")),
+     dict.fromkeys(("merge", "fidelity", "evaluate-adapter", "evaluate-merged"), "adapter_hash")),
     ("merged model", "merge", "merged_hash", {"evaluate-merged": "merged_hash"}),
 )  # fmt: skip
 """What is handed on, which stage's result names it, and under which key its users name it."""

@@ -218,7 +218,6 @@ def change_columns(first: str, second: str, *headings: str) -> list[Column]:
         Column(first, headings[0], with_stderr=True),
         Column(second, headings[1], with_stderr=True),
         Column("difference", "Difference", with_stderr=True),
-        Column("interval", "95 % interval"),
         Column("num_pairs", "Pairs"),
         Column("verdict", "Verdict"),
     ]
@@ -229,20 +228,22 @@ def change_cells(run: Run, task: str, metric: str, first: str, second: str) -> I
     yield score_cell(run, first, task, metric)
     yield score_cell(run, second, task, metric)
     if metric not in METRICS:
-        yield from [Cell(NOT_APPLICABLE)] * 4
+        yield from [Cell(NOT_APPLICABLE)] * 3
         return
     difference = compare(run, task, metric, first, second)
     if difference is None:
         known = all(ANSWERING[subject] in run.records for subject in (first, second))
-        yield from [Cell(UNKNOWN if known else MISSING)] * 4
+        yield from [Cell(UNKNOWN if known else MISSING)] * 3
         return
     yield measured(difference.mean, difference.stderr, signed=True)
-    yield interval_cell(difference)
     pairs = difference.num_pairs
     yield Cell("unpaired") if pairs is None else show(pairs)
     yield text(verdict(difference, metric))
 
 
-def interval_cell(difference: Difference) -> Cell:
-    ends = difference.interval
-    return interval(*ends, difference.stderr or 0.0) if ends else Cell(UNKNOWN)
+def interval_cell(difference: Difference | None) -> Cell:
+    """The 95 % confidence interval of a change."""
+    ends = difference.interval if difference else None
+    if difference is None or ends is None:
+        return Cell(UNKNOWN)
+    return interval(*ends, difference.stderr or 0.0)

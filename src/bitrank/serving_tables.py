@@ -69,7 +69,6 @@ def fidelity_table(run: Run) -> Table:
         [
             text(label_of_way(run, way)),
             measured(found["mean_kl"], found["mean_kl_stderr"]),
-            show(found["argmax_agreement"], "share"),
             *_change_cells(found["changes"]),
             *(_kept_cell(found["retained"][metric]) for metric in ("nll", "acc")),
             _share_cell(found["codes_changed_share"]),
@@ -83,7 +82,6 @@ def fidelity_table(run: Run) -> Table:
         columns=[
             Column("way", "Served"),
             Column("mean_kl", "KL (nats)", with_stderr=True),
-            Column("argmax_agreement", "Same first token"),
             Column("nll_change", "NLL", with_stderr=True),
             Column("acc_change", "Accuracy", with_stderr=True),
             Column("verdict", "Verdict on NLL"),

@@ -118,8 +118,9 @@ def interval(low: float, high: float, stderr: float) -> Cell:
 
 def percent(share: float, stderr: float | None) -> Cell:
     """A share with its standard error as a person reads it; a fraction in the CSV."""
-    shown = measured(100 * share, None if stderr is None else 100 * stderr)
-    return Cell(f"{shown.text} %", share, stderr)
+    digits = min(2, _digits(None if stderr is None else 100 * stderr))
+    error = UNKNOWN if stderr is None else f"{100 * stderr:.{digits}f}"
+    return Cell(_minus(f"{_round(100 * share, digits, False)} ± {error} %"), share, stderr)
 
 
 def _digits(stderr: float | None) -> int:
