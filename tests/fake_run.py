@@ -123,8 +123,7 @@ def make_fidelity(items: dict[tuple[str, str], list[Item]]) -> tuple[Any, Any, A
               for block in range(30)]  # fmt: skip
     spread = {"smallest": 0.02, "median": 0.0345, "largest": 0.049}
     return (
-        {"base_hash": HASH["quantized"], "original_hash": HASH["original"],
-         "adapter_hash": HASH["adapter"], "data_hash": HASH["data"], "precision": LIVE,
+        {"base_hash": HASH["quantized"], **HANDED, **TRAINED, "precision": LIVE,
          "ways": list(ways), "update_definition": "rms", "step_definition": "mean gap",
          "codes": {"quant_type": "nf4"}},
         {"num_items": NUM_ITEMS, "ways": ways, "layers": layers, "update_to_step": spread,

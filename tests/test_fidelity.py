@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -87,7 +88,7 @@ def test_the_adapter_beside_the_original_is_the_merge_into_it(
 def test_a_way_scores_as_the_merged_model_that_the_pipeline_stores(
     base: str, measure: Callable[..., records.Record], compose: Compose, original: Path
 ) -> None:
-    paths.MERGED.unlink()
+    shutil.rmtree(paths.MERGED)
     merging.merge_adapter(compose(f"merge={base}").merge, RUNTIME)
     stored = evaluation.evaluate_model("merged", configured(), RUNTIME).result["tasks"]["task"]
     served = measure(ways=[f"merged_{base}"]).result["scores"][f"merged_{base}"]["task"]
@@ -173,8 +174,11 @@ def test_full_fine_tuning_can_only_be_quantized(
     assert found["merged_then_quantized"]["codes_changed_share"] > 0
 
 
-def test_free_text_answers_are_compared_too(measure: Callable[..., records.Record]) -> None:
+def test_free_text_answers_are_compared_too(
+    measure: Callable[..., records.Record], compose: Compose
+) -> None:
     write_free_text(paths.PREPARED, [], ["\n"])
+    make_adapter(paths.QUANTIZED, paths.ADAPTER, compose)
     found = measure().result
     assert found["ways"]["merged_dequantized"]["mean_kl"] < 1e-8
     assert found["ways"]["merged_dequantized"]["changes"]["choice_nll"] is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ def test_plain_peft_gives_the_adapters_logits_and_plain_transformers_the_merged_
 ) -> None:
     run = compose(f"precision={name}")
     paths.QUANTIZED.unlink()
-    paths.MERGED.unlink()
+    shutil.rmtree(paths.MERGED)
     link(paths.QUANTIZED, quantized(name))
     make_adapter(paths.QUANTIZED, paths.ADAPTER, compose)
     merging.merge_adapter(run.merge, run.runtime)
@@ -38,7 +39,7 @@ def test_plain_peft_gives_the_adapters_logits_and_plain_transformers_the_merged_
 def test_a_plain_script_that_fails_is_told(
     project: Path, compose: Callable[..., RunConfig]
 ) -> None:
-    paths.MERGED.unlink()
+    shutil.rmtree(paths.MERGED)
     with pytest.raises(UserError, match=r"plain_peft\.py failed"):
         plain_libraries.plain_logits(compose(), ROWS)
 
