@@ -151,7 +151,9 @@ def test_eight_billion_parameters_need_no_memory(compose: Compose) -> None:
     ends = 2 * 128256 * 4096
     expected = linear * 4.127 / 8 + 2 * ends
     assert found["load"]["peak_bytes"] == pytest.approx(expected, rel=1e-3)
-    assert found["merge"]["merged_bytes"] == pytest.approx(2 * (linear + ends), rel=0.05)
+    # The second copy's codes wait for the collector; three fp32 copies of the largest layer.
+    merged = expected + 2 * linear + 3 * 4 * 4096 * 14336
+    assert found["merge"]["merged_bytes"] == pytest.approx(merged, rel=1e-3)
     assert found["train"]["peak_bytes"] > found["load"]["peak_bytes"]
 
 
