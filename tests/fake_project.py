@@ -49,7 +49,7 @@ def make_records(
     yield "measure", {"train_memory": memory, **used}, observation
     check = {"mean_kl": 0.01, "largest_logit_difference": 0.2, "argmax_agreement": 0.99}
     yield "merge", {"merged_hash": "e" * 64, "size_bytes": 400, "check": check}, {}
-    kept = {"mean_kl": 0.2, "retained": {"nll": {"share": 0.9, "stderr": 0.02}}}
+    kept = {"mean_kl": 0.2, "changes": {}, "retained": {"nll": {"share": 0.9, "stderr": 0.02}}}
     ways = {"merged_original": kept, "merged_requantized": {"reason": "not in 4 bits"}}
     yield "fidelity", {"ways": ways}, {}
     for subject, plain in PLAIN_ACC.items():
