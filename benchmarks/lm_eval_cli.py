@@ -15,6 +15,7 @@ import argparse
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -25,7 +26,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from bitrank import config, environment, paths, records, tasks
+from bitrank import chain, config, environment, paths, records, tasks
 from bitrank.errors import UserError
 from bitrank.tasks import Task
 from reporting import (
@@ -146,13 +147,17 @@ def run_stage(folder: Path, wanted: Sequence[Task]) -> Outcome:
     """The stage's script in a workspace of links: the project's records stay as they are."""
     data = folder / "data"
     data.mkdir()
-    for path in (paths.DATA / "base", paths.ADAPTER):
-        (folder / path).symlink_to(path.absolute())
+    (folder / paths.DATA / "base").symlink_to((paths.DATA / "base").absolute())
+    shutil.copytree(paths.ADAPTER, folder / paths.ADAPTER)
     for task in wanted:
         place = paths.split("test") if task.name == tasks.TRAINED else _benchmark(task.name)
         records.write_jsonl(folder / place, task.documents)
     choices = paths.PREPARED / "choices.json"
     (folder / choices).write_text(choices.read_text(encoding="utf-8"), encoding="utf-8")
+    # A stage takes an adapter with the rows beside which it was trained alone; here are the test's.
+    rows = chain.identify_rows(folder / paths.PREPARED)
+    stamp = dataclasses.replace(chain.read_stamp(paths.ADAPTER), **vars(rows))
+    chain.seal_adapter(folder / paths.ADAPTER, stamp)
     params: Any = OmegaConf.load("params.yaml")
     params.evaluate.benchmark_subjects = ["adapter"]
     OmegaConf.save(params, folder / "params.yaml")
