@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bitrank import schema
-from bitrank.errors import UserError
+from bitrank.errors import ConfigError, UserError
 from bitrank.pins import Faults
 from bitrank.projection import parse_yaml
 
@@ -43,14 +43,10 @@ EXTREMES = ("smallest", "largest")
 Answerer = Literal["adapter", "merged", "merged_then_quantized"]
 
 
-class ClaimsError(UserError):
+class ClaimsError(ConfigError):
     """All faults of all claims' files, one line each."""
 
-    def __init__(self, faults: list[str]) -> None:
-        self.faults = faults
-        noun = "fault" if len(faults) == 1 else "faults"
-        lines = "".join(f"\n  {fault}" for fault in faults)
-        super().__init__(f"the claims have {len(faults)} {noun}:{lines}")
+    subject = "the claims have"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,9 +102,10 @@ class Threshold:
     at_most: float | None
 
     def faults(self) -> Faults:
-        if self.at_least is None and self.at_most is None:
-            yield "at_least", "and `at_most` must not both be null"
-        elif None not in (self.at_least, self.at_most) and self.at_least > self.at_most:  # type: ignore[operator]
+        if self.at_least is None or self.at_most is None:
+            if self.at_least is self.at_most:
+                yield "at_least", "and `at_most` must not both be null"
+        elif self.at_least > self.at_most:
             yield "at_least", "must not be above `at_most`"
 
 

@@ -23,11 +23,13 @@ class UserError(Exception):
 class ConfigError(UserError):
     """All faults of a configuration at once, one line each."""
 
+    subject = "the configuration has"
+
     def __init__(self, faults: Sequence[str]) -> None:
         self.faults = list(faults)
         noun = "fault" if len(self.faults) == 1 else "faults"
         lines = "".join(f"\n  {fault}" for fault in self.faults)
-        super().__init__(f"the configuration has {len(self.faults)} {noun}:{lines}")
+        super().__init__(f"{self.subject} {len(self.faults)} {noun}:{lines}")
 
 
 class RowsError(UserError):
