@@ -206,7 +206,7 @@ def make_training_records() -> dict[str, tuple[Any, Any, Any]]:
                             ("merge", 721_000_000))
     }  # fmt: skip
     inference = {name: {"batch": batch, "prompt_tokens": 128, "tokens_per_second": rate * batch,
-                        "seconds_median": 0.0975}
+                        "step_seconds": {"median": 0.0975}}
                  for name, batch, rate in (
                      ("prefill", 1, 257.6), ("prefill_batched", 8, 40.5),
                      ("decode", 1, 10.25), ("decode_batched", 8, 10.25))}  # fmt: skip

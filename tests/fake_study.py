@@ -88,7 +88,7 @@ def _fill(folder: Path, precision: str, rank: int, level: float, count: int) -> 
             "step_seconds": {"median": seconds[2], "p10": seconds[4], "p90": seconds[0],
                              "all": [s * (1 + 0.01 * noise.random()) for s in seconds]},
         },
-        "inference": {"decode": {"tokens_per_second": 9.0, "seconds_median": 1 / 9}},
+        "inference": {"decode": {"tokens_per_second": 9.0, "step_seconds": {"median": 1 / 9}}},
     })  # fmt: skip
     for stage in ("train", "measure", "evaluate-adapter"):
         set_hardware(folder, stage, "Example CPU")

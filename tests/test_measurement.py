@@ -135,6 +135,17 @@ def test_speed_is_tokens_over_the_seconds_of_the_timed_steps(measure: Measure) -
     assert record.observation["mfu"] == pytest.approx(achieved / ceiling)
 
 
+def test_each_step_of_inference_is_told_so_that_its_spread_is_known(measure: Measure) -> None:
+    found = measure("precision=fp32", "measure.decode_tokens=4").observation["inference"]
+    for name, entry in found.items():
+        if name == "why_not":
+            continue
+        seconds = entry["step_seconds"]["all"]
+        assert len(seconds) == (4 if name.startswith("decode") else decoding.PREFILL_REPEATS)
+        a_step = entry["batch"] * (1 if name.startswith("decode") else entry["prompt_tokens"])
+        assert entry["tokens_per_second"] == pytest.approx(a_step * len(seconds) / sum(seconds))
+
+
 def test_memory_is_metered_on_the_widest_micro_batch(
     measure: Measure, rows: list[Encoded], compose: Compose
 ) -> None:

@@ -66,11 +66,6 @@ def flat_params(*given: str) -> dict[str, str]:
     return flatten(parse_yaml(composition.compose_text(list(given), ROOT / "conf")))
 
 
-def accuracy(run: Run) -> float | None:
-    found: float | None = run.score("adapter", "task", "acc")
-    return found
-
-
 def names(found: pairing.Pairing) -> list[tuple[str, str]]:
     return [(pair.first.name, pair.second.name) for pair in found.pairs]
 
@@ -170,20 +165,6 @@ def test_repeats_of_one_point_are_paired_once_each() -> None:
 def test_an_axis_that_no_run_has_is_a_fault() -> None:
     with pytest.raises(UserError, match=r"no run has a parameter 'adapter\.ranks'"):
         matched_pairs([make("fp32")], "adapter.ranks")
-
-
-def test_a_contrast_is_taken_seed_by_seed() -> None:
-    """Seeds differ by far more than the precisions do, which is seen when they are paired."""
-    points = [
-        make(precision, 8, seed, acc=0.2 * seed + loss + 0.001 * seed * loss)
-        for precision, loss in (("fp32", 0.05), ("nf4", 0.02))
-        for seed in range(3)
-    ]
-    found = pairing.contrast(matched_pairs(points, "precision").between("fp32", "nf4"), accuracy)
-    assert found is not None
-    assert found.mean == pytest.approx(-0.03, abs=1e-4)
-    assert (found.num_pairs, found.outcome) == (3, "separable")
-    assert pairing.contrast([], accuracy) is None
 
 
 def test_the_points_of_a_sweep_are_read_and_those_that_failed_are_left_out(tmp_path: Path) -> None:

@@ -8,10 +8,8 @@ from hypothesis import strategies as st
 
 from bitrank.records import Item
 from bitrank.statistics import (
-    STUDENT,
     compare_accuracy,
     compare_nll,
-    compare_repeats,
     compare_unpaired,
     judge,
     pair_items,
@@ -117,33 +115,6 @@ def test_an_unpaired_comparison_adds_both_errors_and_says_that_it_has_no_pairs()
     assert (found.mean, found.stderr) == (pytest.approx(0.1), pytest.approx(0.05))
     assert (found.outcome, found.num_pairs) == ("separable", None)
     assert compare_unpaired(0.5, None, 0.6, 0.04).outcome == "unknown"
-
-
-def test_quantiles_of_few_repeats_are_those_of_student() -> None:
-    from scipy.stats import t
-
-    for degrees, quantile in enumerate(STUDENT, start=1):
-        assert quantile == pytest.approx(float(t.ppf(0.975, degrees)), abs=6e-4)
-
-
-def test_three_repeats_need_a_clearer_difference_than_many() -> None:
-    """Mean 3 standard errors from 0: enough for the normal distribution, too little for three."""
-    changes = [0.0, 1.0, 0.0]
-    shift = 3 * (1 / 3) - 1 / 3  # the standard error of these is 1/3
-    few = compare_repeats([(0.0, change + shift) for change in changes])
-    many = compare_repeats([(0.0, change + shift) for change in changes * 10])
-    assert few is not None
-    assert many is not None
-    assert few.stderr == pytest.approx(1 / 3)
-    assert few.mean / (few.stderr or 1) == pytest.approx(3)
-    assert (few.outcome, many.outcome) == ("not separable", "separable")
-
-
-def test_one_repeat_has_no_verdict_and_none_no_difference() -> None:
-    found = compare_repeats([(1.0, 3.0)])
-    assert found is not None
-    assert (found.mean, found.stderr, found.num_pairs, found.outcome) == (2.0, None, 1, "unknown")
-    assert compare_repeats([]) is None
 
 
 def answered(nlls: list[float], correct: list[bool] | None = None) -> list[Item]:

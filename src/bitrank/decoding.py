@@ -74,8 +74,8 @@ def time_inference(
     return found
 
 
-def _summarize(clock: StepClock, tokens_per_step: int) -> dict[str, float]:
+def _summarize(clock: StepClock, tokens_per_step: int) -> dict[str, Any]:
     return {
         "tokens_per_second": tokens_per_step * len(clock.seconds) / sum(clock.seconds),
-        "seconds_median": clock.summary()["median"],
+        "step_seconds": clock.summary(),
     }

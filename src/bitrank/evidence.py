@@ -87,14 +87,11 @@ COUNTS: Mapping[str, Callable[[Run], Any]] = {
     "predicted_65b_bytes": _predicted,
 }
 OF_EACH_RUN: Mapping[str, Callable[[Run], Any]] = {"generalization_gap": _gap}
-TIMES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "train_step_seconds": (
-        (*PATHS["speed/train_step_seconds"][:-1], "all"), PATHS["speed/train_step_seconds"]),
-    "decode_step_seconds": (
-        (*PATHS["speed/decode_tokens_per_second"][:-1], "step_seconds", "all"),
-        (*PATHS["speed/decode_tokens_per_second"][:-1], "seconds_median")),
-}  # fmt: skip
-"""Where every step's time stands, and where the median's."""
+TIMES: Mapping[str, tuple[str, ...]] = {
+    "train_step_seconds": PATHS["speed/train_step_seconds"][:-1],
+    "decode_step_seconds": (*PATHS["speed/decode_tokens_per_second"][:-1], "step_seconds"),
+}
+"""Where every step's time stands (`all`), and the median's (`median`)."""
 ANSWERS: Mapping[str, Column] = {"acc": "correct", "nll": "nll"}
 BENCHMARK_RISE = "benchmark_nll_rise"
 
@@ -201,10 +198,9 @@ def _change_of_times(metric: str, pairs: Pairs, level: float) -> Found:
         if busy := [run.key for run in (first, second) if run.is_disturbed]:
             return f"the machine had something else to do while it was timed: {', '.join(busy)}"
     first, second = pairs[0]
-    every, median = TIMES[metric]
-    times = [run.run.find(*every) for run in (first, second)]
+    times = [run.run.find(*TIMES[metric], "all") for run in (first, second)]
     if not all(isinstance(found, list) and len(found) > 1 for found in times):
-        medians = [run.run.find(*median) for run in (first, second)]
+        medians = [run.run.find(*TIMES[metric], "median") for run in (first, second)]
         if None in medians:
             return f"no time of a step: {first.key}, {second.key}"
         return Estimate(mean=medians[1] / medians[0] - 1, low=None, high=None)

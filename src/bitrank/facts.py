@@ -210,7 +210,7 @@ def inference_facts(run: Run) -> tuple[Fact, ...]:
         for name in [f"{key.partition('_')[0]}, {entry['batch']} at once"]
         for fact in (
             Fact(name, f"{_INFERENCE}.{key}.tokens_per_second"),
-            Fact(f"{name}: median", f"{_INFERENCE}.{key}.seconds_median", "seconds"),
+            Fact(f"{name}: median", f"{_INFERENCE}.{key}.step_seconds.median", "seconds"),
             Fact(f"{name}: tokens in a prompt", f"{_INFERENCE}.{key}.prompt_tokens"),
         )
     )

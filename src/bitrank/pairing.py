@@ -11,17 +11,15 @@ Works on the points of a sweep and on single runs: whatever has a `params.yaml` 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from bitrank import statistics
 from bitrank.errors import UserError
 from bitrank.projection import flatten, read_yaml
 from bitrank.runs import Run, read_run
-from bitrank.statistics import Difference
 from bitrank.sweep_projection import read_sweep
 
 READ = ("train", "measure", "evaluate-adapter")
@@ -50,8 +48,6 @@ FOLLOWS: Mapping[str, tuple[str, ...]] = {
               "gradient_accumulation_steps"),
 }  # fmt: skip
 """By an axis's section: the keys of a treatment that follow from it."""
-
-Metric = Callable[[Run], float | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,15 +164,6 @@ def matched_pairs(candidates: Sequence[Candidate], axis: str) -> Pairing:
         ]
         refusals += _refuse(sides[0], sides[1], key, matched, (first, second))
     return Pairing(axis=key, pairs=pairs, refusals=refusals)
-
-
-def contrast(pairs: Iterable[Pair], metric: Metric) -> Difference | None:
-    """Mean change of a metric from first to second over the pairs, which are repeats (seeds).
-
-    Null where it is known for no pair.
-    """
-    known = [(metric(pair.first.run), metric(pair.second.run)) for pair in pairs]
-    return statistics.compare_repeats([(a, b) for a, b in known if a is not None and b is not None])
 
 
 def _facts(run: Run, flat: Mapping[str, str]) -> Iterator[tuple[str, str]]:

@@ -21,12 +21,6 @@ from bitrank.records import Item
 Z = 1.96
 """Quantile of the normal distribution for a two-sided test at 5 %."""
 LEVEL = 0.05
-STUDENT = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
-    2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
-    2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
-"""The same quantile of Student's t for 1, 2, ... degrees of freedom: repeats are few."""
 ROUNDING = 1e-4
 """Nats. Differences below it on every item are the rounding of fp32 sums, not an effect."""
 
@@ -120,22 +114,6 @@ def compare_unpaired(
     return Difference(mean=mean, stderr=stderr, num_pairs=None, outcome=judge(mean, stderr))
 
 
-def compare_repeats(values: Sequence[tuple[float, float]]) -> Difference | None:
-    """Mean change over repeats, such as seeds, in each of which both were done; null for none.
-
-    What varies is the whole run, of which there are few: Student's t and not the normal
-    distribution, and no verdict on one repeat.
-    """
-    if not values:
-        return None
-    changes = [second - first for first, second in values]
-    mean, stderr = fmean(changes), _standard_error(changes)
-    outcome: Outcome = "unknown"
-    if stderr is not None:
-        outcome = judge(mean, stderr, STUDENT[min(len(changes) - 1, len(STUDENT)) - 1])
-    return Difference(mean=mean, stderr=stderr, num_pairs=len(changes), outcome=outcome)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Retained:
     """How much of what training gained is still there in what is served."""
@@ -181,8 +159,8 @@ def retained_share(
                     reason=None)  # fmt: skip
 
 
-def judge(mean: float, stderr: float, quantile: float = Z) -> Outcome:
-    return "separable" if mean != 0 and abs(mean) >= quantile * stderr else "not separable"
+def judge(mean: float, stderr: float) -> Outcome:
+    return "separable" if mean != 0 and abs(mean) >= Z * stderr else "not separable"
 
 
 def sign_test(gained: int, lost: int) -> float:
