@@ -1,7 +1,7 @@
 """Which learning rate has the least loss on the validation rows, at each rank?
 
     PYTHONPATH=src python benchmarks/learning_rates.py precision=nf4      # ranks 2, 8, 32
-    PYTHONPATH=src python benchmarks/learning_rates.py --rates 3e-5 1e-4 3e-4 -- adapter=full precision=fp32
+    PYTHONPATH=src python benchmarks/learning_rates.py adapter=full precision=fp32 --rates 3e-5,1e-4,3e-4
 
 Before a sweep that compares methods, each at its best: no test row is looked at. Overrides are as
 of `bitrank params`. Training is `dvc repro train` in a workspace as a sweep's points have it, so
@@ -34,21 +34,23 @@ DEFINITIONS = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Learning rate with the least validation loss.")
-    parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 3e-3, 1e-2])
-    parser.add_argument("--ranks", type=int, nargs="+", default=[2, 8, 32])
+    parser.add_argument("--rates", default="1e-3,3e-3,1e-2", help="those to try (%(default)s)")
+    parser.add_argument("--ranks", default="2,8,32", help="of the adapter (%(default)s)")
     parser.add_argument("overrides", nargs="*", help="as of `bitrank params`")
     add_results_option(parser)
     options = parser.parse_args(arguments)
     params = parse_yaml(composition.compose_text(options.overrides))
     method = params["adapter"]["method"]
     ranks = (
-        [f"adapter.rank={rank}" for rank in options.ranks] if "rank" in params["adapter"] else [""]
+        [f"adapter.rank={rank}" for rank in options.ranks.split(",")]
+        if "rank" in params["adapter"]
+        else [""]
     )
     code = SCRATCH / "code" / workspace.hash_code()[:12]
     workspace.copy_code(code)
     found: dict[str, dict[float, Run]] = {}
     for rank in ranks:
-        for rate in options.rates:
+        for rate in map(float, options.rates.split(",")):
             given = [*options.overrides, *filter(None, [rank]), f"train.learning_rate={rate}"]
             found.setdefault(rank or method, {})[rate] = train(code, given)
     runs = [run for rates in found.values() for run in rates.values()]
