@@ -1,7 +1,7 @@
 """Which learning rate has the least loss on the validation rows, at each rank?
 
     PYTHONPATH=src python benchmarks/learning_rates.py precision=nf4      # ranks 2, 8, 32
-    PYTHONPATH=src python benchmarks/learning_rates.py adapter=full precision=fp32 --rates 3e-5,1e-4,3e-4
+    PYTHONPATH=src python benchmarks/learning_rates.py adapter=full --rates 1e-4,3e-4 precision=fp32
 
 Before a sweep that compares methods, each at its best: no test row is looked at. Overrides are as
 of `bitrank params`. Training is `dvc repro train` in a workspace as a sweep's points have it, so
