@@ -187,7 +187,8 @@ DEPENDS = {  # by hand: what an edit of a file must run again, and nothing else
     "src/bitrank/serving.py": {"fidelity"},
     "src/bitrank/codes.py": {"fidelity"},
     "src/bitrank/statistics.py": {"fidelity", "report"},
-    "src/bitrank/harness.py": SCORED,
+    **{f"src/bitrank/{reads}.py": SCORED
+       for reads in ("harness", "padded_batches", "side_by_side")},
     "src/bitrank/tasks.py": {"control", *SCORED},
     "src/bitrank/figures.py": {"report"},
     "src/bitrank/report.py": {"report"},

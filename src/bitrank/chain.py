@@ -83,17 +83,17 @@ def check_base(folder: Path) -> BaseStamp:
     return stamp
 
 
-def check_original(folder: Path, stamp: BaseStamp) -> str:
-    """The hash of the original base.
+def check_original(folder: Path, made_of: str) -> str:
+    """The hash of the original base, which the quantized one's stamp must name.
 
     Raises:
         UserError: these are not the weights that the quantized base was made of.
     """
     found = identity.hash_weights(folder)
-    if found != stamp.original_hash:
+    if found != made_of:
         raise UserError(
             f"{folder} holds the base {found[:12]}, the quantized one was made of "
-            f"{stamp.original_hash[:12]}: `dvc repro` brings them together"
+            f"{made_of[:12]}: `dvc repro` brings them together"
         )
     return found
 

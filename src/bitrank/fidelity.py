@@ -99,7 +99,7 @@ def measure_fidelity(
     trained = NextTokens()
     seconds: dict[str, dict[str, float]] = {}
     answers[serving.TRAINED], seconds[serving.TRAINED] = bench.score(tuned, trained)
-    chain.check_original(paths.ORIGINAL, chain.check_base(paths.QUANTIZED))
+    chain.check_original(paths.ORIGINAL, loaded["original_hash"])
     bases = Bases.load(device, loaded["base_hash"])
     ways: dict[str, dict[str, Any]] = {}
     changes: dict[str, list[serving.Change]] = {}

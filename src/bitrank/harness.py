@@ -9,9 +9,11 @@ Rows with choices go through the model as trees (`prefix_trees`): what prompts h
 computed once, and there is no padding. Sums are then taken in another order than lm-eval takes them
 in: a log-likelihood differs by rounding (seen: 1e-4 nats of 100), a choice where two are that
 close. The same rows give the same bytes on every run. A perplexity is printed with all its digits,
-so texts that are read as a whole keep lm-eval's batches, as everything does where the model does
-not read trees: scores are then lm-eval's to the last digit wherever a row of a matrix product does
-not depend on how many others there are, as with MKL on a CPU.
+so texts that are read as a whole keep lm-eval's batches (`padded_batches`), as everything does
+where the model does not read trees: scores are then lm-eval's to the last digit wherever a row of a
+matrix product does not depend on how many others there are, as with MKL on a CPU.
+
+On a CPU trees and slices of batches are computed `side_by_side`, one on each thread.
 
 Import this module where it is needed: it takes seconds.
 """
@@ -35,14 +37,12 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 
-from bitrank import prefix_trees
+from bitrank import padded_batches, prefix_trees, side_by_side
 from bitrank.errors import UserError
-from bitrank.prefix_trees import Row
+from bitrank.padded_batches import Slice
+from bitrank.prefix_trees import Row, Tree
 from bitrank.progress import Progress, progress
 from bitrank.tasks import Task
-
-FEWEST_ROWS = 16
-"""With fewer rows MKL's sgemm takes another kernel, whose sums differ in the last digit."""
 
 # Advice about command-line flags that are not used here.
 logging.getLogger("lm_eval").setLevel(logging.ERROR)
@@ -205,40 +205,26 @@ class Scorer(HFLM):  # type: ignore[misc]
         self, num_targets: Mapping[Row, int], in_trees: bool
     ) -> Iterator[tuple[Row, torch.Tensor]]:
         """Each row with the logits that predict its last `num_targets` tokens."""
-        rows = sorted(num_targets, key=lambda row: (-len(row), row))
-        self._check_length(rows[0])
+        rows = list(num_targets)
+        longest = max(rows, key=len)
+        self._check_length(longest)
         self.num_forward_rows += len(rows)
-        if in_trees and prefix_trees.reads_trees(self.model, rows[0], self.device):
-            for tree in prefix_trees.grow(rows, self.batch_size):
-                wanted = [num_targets[row] for row in tree.rows]
-                logits = prefix_trees.target_logits(self.model, tree, wanted, self.device)
-                yield from zip(tree.rows, logits, strict=True)
-            return
-        for start in range(0, len(rows), self.batch_size):
-            batch = rows[start : start + self.batch_size]
-            wanted = [num_targets[row] for row in batch]
-            yield from zip(batch, self._target_logits(batch, wanted), strict=True)
+        workers = side_by_side.count_workers(self.model, self.device)
+        parts: list[Tree | Slice]
+        if in_trees and prefix_trees.reads_trees(self.model, longest, self.device):
+            parts = list(prefix_trees.grow(rows, self.batch_size))
+        else:
+            parts = list(padded_batches.cut(rows, self.batch_size, workers))
 
-    def _target_logits(self, rows: Sequence[Row], num_targets: Sequence[int]) -> list[torch.Tensor]:
-        """The logits that predict each row's last `num_targets` tokens, (targets, vocabulary).
+        def read(part: Tree | Slice) -> list[torch.Tensor]:
+            wanted = [num_targets[row] for row in part.rows]
+            if isinstance(part, Tree):
+                return prefix_trees.target_logits(self.model, part, wanted, self.device)
+            return padded_batches.target_logits(self.model, part, wanted, self.device)
 
-        Rows come from long to short and are padded on the right, where causal attention does not
-        look. lm-eval pads with 0, whatever the tokenizer's pad token is.
-        """
-        width = len(rows[0])
-        ids = torch.zeros(len(rows), width, dtype=torch.long)
-        for row, tokens in zip(ids, rows, strict=True):
-            row[: len(tokens)] = torch.tensor(tokens)
-        first = min(len(row) - targets for row, targets in zip(rows, num_targets, strict=True))
-        if len(rows) * (width - first) < FEWEST_ROWS:
-            first = 0
-        kept = torch.arange(first, width, device=self.device)
-        with torch.no_grad():
-            logits = self.model(ids.to(self.device), logits_to_keep=kept, use_cache=False).logits
-        return [
-            of_row[len(row) - first - targets : len(row) - first]
-            for of_row, row, targets in zip(logits, rows, num_targets, strict=True)
-        ]
+        found = side_by_side.compute_all(read, parts, workers)
+        for part, logits in zip(parts, found, strict=True):
+            yield from zip(part.rows, logits, strict=True)
 
     def _check_length(self, row: Sequence[int]) -> None:
         if len(row) > self.max_length:

@@ -104,7 +104,9 @@ def _take_over(
         "first_weights_hash": stamp.first_weights_hash,
         "adapter_hash": stamp.adapter_hash,
         "added_to_hash": (
-            chain.check_original(original, of) if added_to == "original" else of.base_hash
+            chain.check_original(original, of.original_hash)
+            if added_to == "original"
+            else of.base_hash
         ),
     }  # fmt: skip
 
