@@ -103,6 +103,18 @@ class SweepFolder:
         body = read_manifest(self.folder)
         return {key: body[key] for key in ("git_commit", "git_dirty")}
 
+    def find_lock(self, params: str) -> Path | None:
+        """The `dvc.lock` of the point that is done whose configuration differs in fewest lines."""
+        done = [p for p in read_manifest(self.folder)["points"] if p["status"] == "done"]
+        wanted = set(params.splitlines())
+        texts = {p["key"]: self.params(p["key"]).read_text(encoding="utf-8") for p in done}
+        done.sort(key=lambda point: len(wanted ^ set(texts[point["key"]].splitlines())))
+        for point in done:
+            lock = self.kept(point["key"]) / "dvc.lock"
+            if lock.is_file() and identity.hash_file(lock) == point["lock_sha256"]:
+                return lock
+        return None
+
     def outcomes(self, keys: Iterable[str]) -> dict[str, Outcome]:
         """How each of these points stands now."""
         return {key: self.outcome(key) for key in keys}

@@ -67,7 +67,7 @@ def _run(sweep: SweepFolder, key: str, targets: Sequence[str], keep: bool) -> Ou
     params = parse_yaml(text)
     stages = pipeline.find_stages(pipeline.load(sweep.code / "dvc.yaml"), params)
     workspace = Workspace(sweep.workspace(key))
-    workspace.make(sweep.code, text, pipeline.own_inputs(stages, CODE))
+    workspace.make(sweep.code, text, pipeline.own_inputs(stages, CODE), sweep.find_lock(text))
     log = sweep.log(key)
     log.write_text("", encoding="utf-8")
     kills = _count_memory_kills()

@@ -11,7 +11,9 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 
 import hydra
 from hydra.core.utils import JobReturn
@@ -52,7 +54,9 @@ def run_job(config: DictConfig) -> None:
     # A file of SQLite cannot be shared by the nodes of a cluster: there, the driver publishes.
     far = "SLURM_JOB_ID" in os.environ and "MLFLOW_TRACKING_URI" not in os.environ
     if not stages and not far:
-        _publish(lambda: tracking.publish_point(sweep.folder, job.key, job.experiment))
+        _BESIDE.run(
+            lambda: _publish(lambda: tracking.publish_point(sweep.folder, job.key, job.experiment))
+        )
 
 
 def run_sweep(arguments: Sequence[str], config: DictConfig, launcher: Launcher) -> None:
@@ -79,6 +83,35 @@ def _publish(publish: Callable[[], object]) -> None:
         LOG.warning("warning: not published: %s; the same command again publishes", error)
 
 
+class _Beside:
+    """Work that is done while the next point runs, where points run in this process."""
+
+    def __init__(self) -> None:
+        self._pool: ThreadPoolExecutor | None = None
+        self._begun: list[Future[None]] = []
+
+    def run(self, work: Callable[[], None]) -> None:
+        if self._pool is None:
+            work()
+        else:
+            self._begun.append(self._pool.submit(work))
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Let work begin inside the block; at its end wait for it, and raise what it raised."""
+        with ThreadPoolExecutor(max_workers=1) as self._pool:
+            try:
+                yield
+            finally:
+                self._pool = None
+        while self._begun:
+            self._begun.pop().result()
+
+
+_BESIDE = _Beside()
+"""In another process than the driver's it waits for nothing: points are published as they end."""
+
+
 def _declare(grid: Grid, name: str | None) -> SweepFolder:
     code_hash = workspace.hash_code()
     sweep = SweepFolder(grid.name_sweep(name, code_hash))
@@ -101,13 +134,17 @@ def _run(
     with sweep.changing():
         workspace.copy_code(sweep.code)
     waves: list[Sequence[Job]] = []
-    if config.hydra.launcher._target_ != ONE_AT_A_TIME:  # else no two points meet
+    alone = config.hydra.launcher._target_ == ONE_AT_A_TIME
+    if not alone:  # else no two points meet
         written = pipeline.load()
         waves += pipeline.plan_waves(
             {p.key: pipeline.find_stages(written, p.params) for p in points}
         )
     try:
-        with watching(sweep, [point.key for point in points]):
+        with (
+            watching(sweep, [point.key for point in points]),
+            _BESIDE.waiting() if alone else nullcontext(),
+        ):
             for wave in waves:
                 _prepare([_describe_job(sweep, config, *job) for job in wave], launcher)
             jobs = {point.key: _describe_job(sweep, config, point.key, []) for point in points}

@@ -24,6 +24,11 @@ from bitrank.errors import UserError
 CODE = ("src", "stages", "dvc.yaml", ".dvcignore", "constraints-numeric.txt")
 """What a point runs: an edit to any of it begins a new sweep."""
 SHARED = (paths.DOWNLOADS, paths.CHECKPOINTS)
+LINKS = "hardlink,reflink,symlink"
+"""How outs get into DVC's cache and out of it. Unless hard links are its first choice, DVC copies
+what a stage made: half a gigabyte of merged model, in a folder that is about to go."""
+REPRODUCTION = "bitrank.reproduction"
+"""The module that a workspace runs, as its process is named."""
 PATIENCE = 20.0
 """Seconds that an interrupted pipeline has to end by itself."""
 
@@ -64,8 +69,8 @@ def _write_dvc_config(target: Path) -> None:
     if Path(".dvc/config").is_file():
         shutil.copy(".dvc/config", target)
     own = ConfigObj(".dvc/config.local") if Path(".dvc/config.local").is_file() else ConfigObj()
-    cache = _dvc("cache", "dir").stdout.strip()
-    own.setdefault("cache", {})["dir"] = cache
+    own.setdefault("cache", {})["dir"] = _dvc("cache", "dir").stdout.strip()
+    own["cache"]["type"] = LINKS
     own.setdefault("core", {}).update({"no_scm": "true", "analytics": "false"})
     own.filename = str(target / "config.local")
     own.write()
@@ -87,14 +92,19 @@ class Workspace:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def make(self, code: Path, params: str, inputs: Iterable[Path]) -> None:
+    def make(
+        self, code: Path, params: str, inputs: Iterable[Path], lock: Path | None = None
+    ) -> None:
         """Begin anew: what an earlier process left here may be half of something.
 
-        `inputs`: files and folders of the user's own that the configuration names.
+        `inputs`: files and folders of the user's own that the configuration names; `lock`: the
+        `dvc.lock` of another point, whose entries are taken where they hold.
         """
         self.remove()
         shutil.copytree(code, self.folder)
         records.write_text(self.folder / "params.yaml", params)
+        if lock is not None:
+            shutil.copyfile(lock, self.folder / "dvc.lock")
         for path in inputs:
             if not path.is_absolute():  # those are where they are
                 _link(path, self.folder / path)
@@ -117,7 +127,7 @@ class Workspace:
         inherited["DVC_SITE_CACHE_DIR"] = str((self.folder / ".dvc" / "site").resolve())
         with log.open("a", encoding="utf-8") as stream:
             running = subprocess.Popen(
-                [sys.executable, "-m", "dvc", "repro", *targets],
+                [sys.executable, "-m", REPRODUCTION, *targets],
                 cwd=self.folder, env={**inherited, **environment}, stdin=subprocess.DEVNULL,
                 stdout=stream, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
@@ -155,7 +165,7 @@ def _is_of(process: psutil.Process, folder: str) -> bool:
     """Whether it is DVC or a stage in this folder, and not a shell that someone opened there."""
     try:
         return process.cwd() == folder and any(
-            word in " ".join(process.cmdline()) for word in ("dvc repro", "stages/")
+            word in " ".join(process.cmdline()) for word in (REPRODUCTION, "stages/")
         )
     except psutil.Error:  # ended, or another user's
         return False
