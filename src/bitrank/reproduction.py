@@ -13,6 +13,7 @@ are not it restores or runs as ever.
 from __future__ import annotations
 
 import gc
+import logging
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -62,18 +63,18 @@ def main(targets: Sequence[str]) -> int:
     """What `dvc repro TARGET ...` prints and returns."""
     gc.disable()  # DVC makes many small objects and keeps most: a tenth of its time
     from dvc.exceptions import DvcException
-    from dvc.log import logger
 
+    log = logging.getLogger("dvc")  # set up by DVC: it tells the chain of what caused an error
     try:
         reproduce(targets)
     except KeyboardInterrupt:
-        logger.exception("interrupted by the user")
+        log.exception("interrupted by the user")
         return INTERRUPTED
     except DvcException:
-        logger.exception("")  # DVC's logger adds the chain of what caused it
+        log.exception("")
         return FAILED
     except Exception:  # a full disk, say
-        logger.exception("unexpected error")
+        log.exception("unexpected error")
         return FAILED
     return 0
 
