@@ -70,7 +70,7 @@ def _write_dvc_config(target: Path) -> None:
         shutil.copy(".dvc/config", target)
     own = ConfigObj(".dvc/config.local") if Path(".dvc/config.local").is_file() else ConfigObj()
     own.setdefault("cache", {})["dir"] = _dvc("cache", "dir").stdout.strip()
-    own["cache"]["type"] = LINKS
+    own["cache"].setdefault("type", LINKS)
     own.setdefault("core", {}).update({"no_scm": "true", "analytics": "false"})
     own.filename = str(target / "config.local")
     own.write()
