@@ -16,7 +16,6 @@ import gc
 import logging
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +37,11 @@ def reproduce(targets: Sequence[str]) -> None:
 
     def run_stage(stage: Any, **options: Any) -> Any:
         LOCK.unlink(missing_ok=True)  # it was read; to what ends here it has nothing to say
-        if _holds(stage):
-            with suppress(DvcException):  # not in the cache any more
-                repo.stage_cache.restore(stage)
-        changed = stage.reproduce(**options)
+        changed = None
+        try:
+            repo.stage_cache.restore(stage, run_cache=False)
+        except DvcException:  # another command, value or input, or not in the cache any more
+            changed = stage.reproduce(**options)
         finished.setdefault(stage.path, (stage.dvcfile, []))[1].append(stage)
         return changed
 
@@ -51,12 +51,6 @@ def reproduce(targets: Sequence[str]) -> None:
         finally:
             for file, stages in finished.values():
                 file.dump_stages(stages, update_pipeline=False)
-
-
-def _holds(stage: Any) -> bool:
-    """Whether the lock has an entry for this stage, of the same command, values and inputs."""
-    named = all(out.hash_info for out in stage.outs)
-    return bool(named and not stage.changed_stage() and stage.deps_cached())
 
 
 def main(targets: Sequence[str]) -> int:

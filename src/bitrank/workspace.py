@@ -29,6 +29,9 @@ LINKS = "hardlink,reflink,symlink"
 what a stage made: half a gigabyte of merged model, in a folder that is about to go."""
 REPRODUCTION = "bitrank.reproduction"
 """The module that a workspace runs, as its process is named."""
+MEMORY = Path("/dev/shm")
+"""Where Linux keeps files in memory: on a disk DVC's notes, a megabyte, cost most of a second of
+waiting for it at each point."""
 PATIENCE = 20.0
 """Seconds that an interrupted pipeline has to end by itself."""
 
@@ -91,6 +94,10 @@ class Workspace:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        whole = folder.resolve()
+        inside = MEMORY if os.access(MEMORY, os.W_OK) else whole / ".dvc"
+        self._site = inside / f"bitrank-dvc-{identity.hash_text(str(whole))[:16]}"
+        """What DVC notes of files, for as long as the workspace lives."""
 
     def make(
         self, code: Path, params: str, inputs: Iterable[Path], lock: Path | None = None
@@ -124,7 +131,7 @@ class Workspace:
         # What DVC and Hydra tell their children is of the main project.
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "HYDRA_"))}
         inherited["PATH"] = f"{scripts}{os.pathsep}{inherited.get('PATH', '')}"
-        inherited["DVC_SITE_CACHE_DIR"] = str((self.folder / ".dvc" / "site").resolve())
+        inherited["DVC_SITE_CACHE_DIR"] = str(self._site)
         with log.open("a", encoding="utf-8") as stream:
             running = subprocess.Popen(
                 [sys.executable, "-m", REPRODUCTION, *targets],
@@ -150,6 +157,7 @@ class Workspace:
         if self.folder.exists():
             self.end_processes()
             shutil.rmtree(self.folder)
+        shutil.rmtree(self._site, ignore_errors=True)
 
 
 def _interrupt(running: subprocess.Popen[bytes]) -> None:
