@@ -119,6 +119,16 @@ class Toy:
             (ROOT / ".dvc" / "config").read_text().replace("[core]", "[core]\n    no_scm = true")
         )
 
+    def commit(self) -> str:
+        """Put all that is not an artifact into git; return the commit."""
+        ignored = "/data/\nran.txt\n__pycache__/\n.dvc/cache/\n.dvc/tmp/\n.dvc/site/\n"
+        (self.folder / ".gitignore").write_text(ignored)
+        person = ["-c", "user.name=Toy", "-c", "user.email=toy@example.org"]
+        for command in (["init", "-q"], ["add", "-A"], [*person, "commit", "-qm", "Toy"]):
+            subprocess.run(["git", *command], cwd=self.folder, check=True)
+        told = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=self.folder, text=True)
+        return told.strip()
+
     def environment(self, faults: str = "") -> dict[str, str]:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         kept = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}

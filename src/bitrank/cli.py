@@ -12,13 +12,13 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from bitrank import terminal
 from bitrank.errors import UserError
 
 PARAMS = Path("params.yaml")
@@ -129,6 +129,68 @@ def report(
 
 
 @app.command()
+def verify(
+    sweep: Annotated[str, typer.Argument(help="Of data/sweeps; or a folder, or an archive.")],
+    keys: Annotated[
+        list[str] | None, typer.Argument(help="With --rerun: points to run; else all.")
+    ] = None,
+    rerun: Annotated[
+        bool, typer.Option("--rerun", help="Compute points again, from nothing, and compare.")
+    ] = False,
+) -> None:
+    """Check what is kept of a sweep against the commit that it names."""
+    from bitrank import archive as archives
+    from bitrank import verify as verification
+
+    if keys and not rerun:
+        raise UserError("keys name the points to run again: add --rerun")
+    with archives.opened(sweep) as folder:
+        found = verification.verify(folder)
+        terminal.show_table(("what", "checked", "faults"), found.rows())
+        for note in found.notes:
+            print(f"note: {note}")
+        if rerun:
+            _rerun(folder, keys or [])
+    found.check()
+    print("no faults")
+
+
+def _rerun(folder: Path, keys: list[str]) -> None:
+    from bitrank import rerun
+
+    chosen = rerun.choose(folder, keys)
+    print(f"running {len(chosen)} of its points again, from nothing", flush=True)
+    compared = []
+    for comparison in rerun.rerun(folder, chosen):
+        compared.append(comparison)
+        print("\n".join(comparison.tell()), flush=True)
+    num_bad = sum(not comparison.is_good for comparison in compared)
+    if num_bad:
+        raise UserError(f"{num_bad} of {len(compared)} points did not come out as they were kept")
+
+
+@app.command()
+def archive(
+    sweep: Annotated[str, typer.Argument(help="Of data/sweeps.")],
+    output: Annotated[
+        Path | None, typer.Option(help="The file; else data/sweeps/<sweep>.tar.gz.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also with faults or points missing; it names them.")
+    ] = False,
+) -> None:
+    """Put a sweep, its report and its code into one file to publish."""
+    from bitrank import archive as archives
+    from bitrank import identity, paths
+    from bitrank.tables import format_bytes
+
+    target = output or paths.SWEEPS / f"{sweep}{archives.SUFFIX}"
+    archives.archive(paths.SWEEPS / sweep, target, force)
+    size = format_bytes(target.stat().st_size)
+    print(f"{target}: {size}, sha256 {identity.hash_file(target)}")
+
+
+@app.command()
 def ui(
     port: Annotated[int, typer.Option(help="On 127.0.0.1, for this machine only.")] = 5000,
 ) -> None:
@@ -171,7 +233,7 @@ def predict(
             choices = ", ".join(f"{c.strip()} {share:.0%}" for c, share in answer.choices)
             rows.append((answer.subject, answer.held_as, repr(answer.text.strip()), choices))
     print(f"prompt: {whole!r}")
-    _show(("model", "held as", "answer", "share among the choices"), rows)
+    terminal.show_table(("model", "held as", "answer", "share among the choices"), rows)
 
 
 @app.command()
@@ -180,7 +242,7 @@ def doctor() -> None:
     from bitrank import doctor as examination
 
     found = [(f.name, f.status, f.detail) for f in examination.examine()]
-    _show(("what", "status", "detail"), found)
+    terminal.show_table(("what", "status", "detail"), found)
 
 
 @app.command()
@@ -203,29 +265,11 @@ def gc(
         rows = [(f"{what} {s.kind}", f"{s.files:,}", format_bytes(s.size))
                 for what, shares in (("kept for", found.kept), ("free:", free))
                 for s in shares]  # fmt: skip
-        _show(("what", "files", "size"), rows)
+        terminal.show_table(("what", "files", "size"), rows)
         if delete:
             garbage.delete(found)
     size = format_bytes(sum(share.size for share in free))
     print(f"freed {size}" if delete else f"nothing was deleted; bitrank gc --delete frees {size}")
-
-
-def _show(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A drawn table in a terminal; elsewhere aligned lines, nothing cut."""
-    if not sys.stdout.isatty():
-        widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-        for row in (header, *rows):
-            cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-            print("  ".join(cells).rstrip())
-        return
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(*header)
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    Console().print(table)
 
 
 def main() -> None:

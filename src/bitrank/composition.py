@@ -80,12 +80,21 @@ def remembering(compose_one: Compose, conf: Path = CONF) -> Compose:
 
 
 def _compose(overrides: Sequence[str]) -> str:
+    text = compose_unchecked(overrides)
+    config.parse(OmegaConf.to_container(OmegaConf.create(text), resolve=True))
+    return text
+
+
+def compose_unchecked(overrides: Sequence[str]) -> str:
+    """Within `composing`: the text alone, also of a `conf/` whose sections are not today's.
+
+    Raises:
+        UserError: an unknown group, option or key, or a bad override.
+    """
     try:
         composed = compose(config_name="config", overrides=list(overrides))
         OmegaConf.resolve(composed)
-        text = OmegaConf.to_yaml(composed)
+        return OmegaConf.to_yaml(composed)
     except (HydraException, OmegaConfBaseException) as error:
         reasons = [str(error), *([str(error.__cause__)] if error.__cause__ else [])]
         raise UserError("cannot compose: " + " ".join(" ".join(reasons).split())) from None
-    config.parse(OmegaConf.to_container(OmegaConf.create(text), resolve=True))
-    return text
