@@ -84,11 +84,13 @@ def test_the_command_tells_what_was_checked_and_fails_on_faults(sweep: Path, swe
     command = [sys.executable, "-m", "bitrank.cli", "verify", str(sweep)]
     good = swept.run(*command)
     assert good.returncode == 0, good.stdout
-    assert "lock files" in good.stdout and "no faults" in good.stdout
+    assert "lock files" in good.stdout
+    assert "no faults" in good.stdout
     (point_of(sweep) / "dvc.lock").unlink()
     bad = swept.run(*command)
     assert bad.returncode == 1
-    assert "dvc.lock: sha256: is missing" in bad.stdout and "Traceback" not in bad.stdout
+    assert "dvc.lock: sha256: is missing" in bad.stdout
+    assert "Traceback" not in bad.stdout
 
 
 def test_an_edited_configuration_differs_from_manifest_lock_and_commit(sweep: Path) -> None:
@@ -167,7 +169,8 @@ def test_a_commit_that_cannot_be_had_is_one_clear_fault(
     edit(sweep / "sweep.json", lambda body: body.update(changes))
     found = verify(sweep)
     (fault,) = found.tell_faults()
-    assert fault.startswith("sweep.json: git_") and expected in fault
+    assert fault.startswith("sweep.json: git_")
+    assert expected in fault
     assert found.counts["hand-overs between records"] > 0, "records are looked at all the same"
 
 

@@ -119,12 +119,16 @@ def publish(
 @app.command()
 def report(
     sweep: Annotated[str, typer.Argument(help="Of data/sweeps.")],
+    foreign: Annotated[
+        list[Path] | None,
+        typer.Option(help="Results of PEFT's method comparison, to stand beside; a file or folder"),
+    ] = None,
 ) -> None:
     """Tell what a sweep shows: a recommendation, tables, a verdict for each published claim."""
     from bitrank import paths, sweep_report
 
     folder = paths.SWEEPS / sweep
-    print(sweep_report.write_sweep_report(folder))
+    print(sweep_report.write_sweep_report(folder, foreign=foreign or ()))
     print(f"report: {folder / sweep_report.FOLDER / 'report.md'}    tables beside it: CSV, LaTeX")
 
 

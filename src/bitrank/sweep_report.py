@@ -6,11 +6,13 @@ same kinds of sections and tables.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from bitrank import artifacts, claims, sweep_findings
 from bitrank.claim_tables import claims_table, evidence_table
 from bitrank.contrasts import compare_all
+from bitrank.foreign import foreign_table, read_foreign
 from bitrank.latex import to_latex
 from bitrank.report import Section, render_markdown
 from bitrank.study import read_study
@@ -29,13 +31,19 @@ FOLDER = "report"
 """Below the sweep's own."""
 
 
-def write_sweep_report(sweep: Path, known: Path = claims.FOLDER) -> str:
+def write_sweep_report(
+    sweep: Path, known: Path = claims.FOLDER, foreign: Sequence[Path] = ()
+) -> str:
     """Write the report of `data/sweeps/<sweep>` into its folder `report`; return the headline.
+
+    `foreign`: files and folders of results that others published, for a table of their own.
 
     Raises:
         UserError: there is no such sweep, no point of it can be used, or there are no claims.
         ClaimsError: with all faults of the claims' files.
+        ForeignError: with all faults of the foreign files.
     """
+    others = read_foreign(foreign)
     wanted = claims.read_claims(known)
     study = read_study(sweep)
     between, with_controls = compare_all(study)
@@ -52,6 +60,9 @@ def write_sweep_report(sweep: Path, known: Path = claims.FOLDER) -> str:
         Section(key="origins", title="Where the numbers come from",
                 tables=[runs_table(study), points_table(study)]),
     ]  # fmt: skip
+    if others:
+        of_others = Section(key="foreign", title="Foreign results", tables=[foreign_table(others)])
+        sections.insert(-1, of_others)
     headline = sweep_findings.write_headline(study, between, size)
     page = render_markdown({
         "headline": headline,
