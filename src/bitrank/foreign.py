@@ -64,7 +64,7 @@ class ForeignRun:
     accuracy: float | None
     """Share of the test items; null where the run did not end."""
     forgetting: float | None
-    """Nats a token that another text costs more than before; files until 2026 do not have it."""
+    """Nats a token that another text costs more than before; older files do not have it."""
     peak_bytes: int | None
     adapter_bytes: int | None
     num_trainable: int
@@ -174,7 +174,7 @@ def _read(body: Mapping[str, Any]) -> ForeignRun:
         dtype=config["dtype"],
         seed=config["seed"],
         tasks=", ".join(sorted(body["meta_info"]["dataset_info"])),
-        hardware=system.get("accelerator") or system.get("gpu"),  # its name until 2025
+        hardware=system.get("accelerator") or system.get("gpu"),  # in older files
         packages=", ".join(
             f"{name} {packages[f'{name}-version']}"
             for name in ("peft", "torch", "transformers")
