@@ -212,6 +212,21 @@ def test_code_that_changed_since_changes_nothing(sweep: Path, swept: Toy) -> Non
         file.write_text(before)
 
 
+def test_a_commit_with_other_code_is_told_by_file_for_all_points_at_once(
+    sweep: Path, swept: Toy
+) -> None:
+    file = swept.folder / "stages" / "run.py"
+    file.write_text(file.read_text() + "# edited\n")
+    other = swept.commit()
+    subprocess.run(["git", "reset", "-q", "--hard", "HEAD~1"], check=True)
+    edit(sweep / "sweep.json", lambda body: body.update(git_commit=other))
+    faults = list(verify(sweep).tell_faults())
+    assert len(faults) == 2
+    assert "sweep.json: code_hash: the sweep ran" in faults[0]
+    assert f"{point_of(sweep, 2).name}, " in faults[1], "each point is named"
+    assert "dvc.lock: stages/run.py: is " in faults[1]
+
+
 def test_the_md5_of_a_folder_is_dvcs(sweep: Path, swept: Toy) -> None:
     """DVC's own answer stands in the lock that it wrote."""
     lock = yaml.safe_load((point_of(sweep) / "dvc.lock").read_text())

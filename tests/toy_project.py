@@ -119,9 +119,19 @@ class Toy:
             (ROOT / ".dvc" / "config").read_text().replace("[core]", "[core]\n    no_scm = true")
         )
 
+    @classmethod
+    def cloned(cls, other: Toy, folder: Path) -> Toy:
+        """A fresh clone of a toy project that is in git."""
+        subprocess.run(["git", "clone", "-q", str(other.folder), str(folder)], check=True)
+        clone = cls.__new__(cls)
+        clone.folder = folder
+        return clone
+
     def commit(self) -> str:
         """Put all that is not an artifact into git; return the commit."""
-        ignored = "/data/\nran.txt\n__pycache__/\n.dvc/cache/\n.dvc/tmp/\n.dvc/site/\n"
+        ignored = (
+            "/data/*\n!/data/results/\nran.txt\n__pycache__/\n.dvc/cache/\n.dvc/tmp/\n.dvc/site/\n"
+        )
         (self.folder / ".gitignore").write_text(ignored)
         person = ["-c", "user.name=Toy", "-c", "user.email=toy@example.org"]
         for command in (["init", "-q"], ["add", "-A"], [*person, "commit", "-qm", "Toy"]):

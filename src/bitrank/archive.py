@@ -37,7 +37,7 @@ PUBLISHED = (
     "README.md", "CITATION.cff",
 )  # fmt: skip
 BINARY = (".png", ".pdf")
-HOME = re.compile(r"(/home|/Users)/[^/\s\"'`]+|/root\b")
+HOME = re.compile(r"(?<![\w.-])(/(home|Users)/[^/\s\"'`]+|/root/)")
 TOKEN = re.compile(
     r"\b(hf_\w{20,}|gh[pousr]_\w{20,}|github_pat_\w{20,}|glpat-[\w-]{20,}|sk-[\w-]{20,}"
     r"|AKIA[0-9A-Z]{16})|://[^/\s:@]+:[^/\s:@]+@"
