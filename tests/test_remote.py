@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from toy_project import SWEEP, Toy
 
+from bitrank.locks import hash_path
+
 DVC = [sys.executable, "-m", "dvc"]
 SWEPT = [*SWEEP, "adapter.rank=2,4"]
 
@@ -44,23 +46,28 @@ def test_a_fresh_clone_has_everything_and_runs_nothing(pushed: tuple[Toy, Toy]) 
     assert (second.folder / made).read_text() == (first.folder / made).read_text()
 
 
-def test_without_the_lock_the_run_cache_restores_all_the_same(pushed: tuple[Toy, Toy]) -> None:
-    _, second = pushed
+def test_what_dvc_pushes_is_not_all_that_the_run_cache_names(pushed: tuple[Toy, Toy]) -> None:
+    """Artifacts of sweeps stay behind, and the records, which git keeps: hence the copy below."""
+    first, second = pushed
+    kept, there = objects(first.folder / ".dvc/cache"), objects(remote_of(second))
+    assert there < kept
+    record = hash_path(first.folder / "data/results/train.json")
+    assert record is not None
+    name = f"files/md5/{record[:2]}/{record[2:]}"
+    assert name in kept
+    assert name not in there
+
+
+def test_with_the_whole_cache_sweeps_are_restored_and_gc_spares_the_remote(
+    pushed: tuple[Toy, Toy],
+) -> None:
+    first, second = pushed
+    remote = remote_of(second)
+    copy(first.folder / ".dvc/cache", remote)  # whose layout is the same
+    copy(remote, second.folder / ".dvc/cache")
     (second.folder / "dvc.lock").unlink()
     shutil.rmtree(second.folder / "data" / "adapter")
     run(second, *DVC, "repro", "report")
-    assert second.ran() == []
-
-
-def test_a_sweep_is_restored_where_the_whole_cache_was_copied_and_gc_spares_the_remote(
-    pushed: tuple[Toy, Toy],
-) -> None:
-    """DVC pushes entries of the run-cache, and artifacts of the current lock only."""
-    first, second = pushed
-    remote = Path(run(second, *DVC, "remote", "list").split()[1])
-    assert objects(remote) < objects(first.folder / ".dvc/cache")
-    copy(first.folder / ".dvc/cache", remote)  # whose layout is the same
-    copy(remote, second.folder / ".dvc/cache")
     assert "2 of 2 points are done" in run(second, *SWEPT)
     assert second.ran() == []
     shutil.rmtree(second.folder / "data" / "sweeps")
@@ -71,6 +78,10 @@ def test_a_sweep_is_restored_where_the_whole_cache_was_copied_and_gc_spares_the_
     copy(remote, second.folder / ".dvc/cache")
     assert "2 of 2 points are done" in run(second, *SWEPT)
     assert second.ran() == []
+
+
+def remote_of(toy: Toy) -> Path:
+    return Path(run(toy, *DVC, "remote", "list").split()[1])
 
 
 def objects(cache: Path) -> set[str]:

@@ -50,14 +50,19 @@ def verify(folder: Path) -> Inspection:
         with history.checked_out(manifest.get("git_commit")) as commit:
             _inspect_code(manifest, commit, found)
             _inspect_composition(sweep, done, commit, found)
-            for point in done:
-                inspect_lock(point.key, point.folder, point.entry.get("lock_sha256"), commit, found)
+            _inspect_locks(done, commit, found)
     except UserError as error:
         found.expect(COMMIT, False, Fault("", MANIFEST, "git_commit", str(error)))
-        found.notes.append("without the commit, configurations and locks are not checked")
+        found.notes.append("without the commit, code, commands and configurations are not checked")
+        _inspect_locks(done, None, found)
     for point in done:
         inspect_records(point.key, point.folder, found)
     return found
+
+
+def _inspect_locks(done: list[Point], commit: Path | None, found: Inspection) -> None:
+    for point in done:
+        inspect_lock(point.key, point.folder, point.entry.get("lock_sha256"), commit, found)
 
 
 def _inspect_code(manifest: Mapping[str, Any], commit: Path, found: Inspection) -> None:
