@@ -203,6 +203,14 @@ def test_a_sweep_without_a_point_that_is_done_cannot_be_verified(sweep: Path) ->
         verify(sweep)
 
 
+def test_a_point_without_its_own_report_is_noted_one_with_another_is_a_fault(sweep: Path) -> None:
+    (point_of(sweep) / "report" / "hash").write_text("another")
+    shutil.rmtree(point_of(sweep, 4) / "report")
+    found = verify(sweep)
+    assert [fault.split(":")[1].strip() for fault in found.tell_faults()] == ["report"]
+    assert sum("without a report" in note for note in found.notes) == 1
+
+
 def test_code_that_changed_since_changes_nothing(sweep: Path, swept: Toy) -> None:
     file = swept.folder / "stages" / "run.py"
     before = file.read_text()

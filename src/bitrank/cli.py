@@ -48,7 +48,7 @@ def params(
         _check(before, text)
         return
     records.write_text(PARAMS, text)
-    changes = _changes(before, text)
+    changes = composition.list_changes(before, text)
     for line in changes:
         print(line)
     noun = "value" if len(changes) == 1 else "values"
@@ -64,24 +64,6 @@ def _check(before: str | None, text: str) -> None:
     old, new = (before or "").splitlines(), text.splitlines()
     print("\n".join(difflib.unified_diff(old, new, *names, lineterm="")))
     raise UserError(f"{PARAMS} is not what conf/ composes with these overrides")
-
-
-def _changes(before: str | None, text: str) -> list[str]:
-    """One line a value that differs; none when there was no file, or none that can be read."""
-    from bitrank.projection import flatten, parse_yaml
-
-    if before is None:
-        return []
-    try:
-        old, new = flatten(parse_yaml(before)), flatten(parse_yaml(text))
-    except ValueError:
-        return []
-    names = [*old, *(name for name in new if name not in old)]
-    return [
-        f"  {name}: {old.get(name, '(absent)')} -> {new.get(name, '(absent)')}"
-        for name in names
-        if old.get(name) != new.get(name)
-    ]
 
 
 @app.command()
@@ -154,23 +136,12 @@ def verify(
         for note in found.notes:
             print(f"note: {note}")
         if rerun:
-            _rerun(folder, keys or [])
+            from bitrank import rerun as reruns
+
+            for line in reruns.rerun_and_tell(folder, keys or []):
+                print(line, flush=True)
     found.check()
     print("no faults")
-
-
-def _rerun(folder: Path, keys: list[str]) -> None:
-    from bitrank import rerun
-
-    chosen = rerun.choose(folder, keys)
-    print(f"running {len(chosen)} of its points again, from nothing", flush=True)
-    compared = []
-    for comparison in rerun.rerun(folder, chosen):
-        compared.append(comparison)
-        print("\n".join(comparison.tell()), flush=True)
-    num_bad = sum(not comparison.is_good for comparison in compared)
-    if num_bad:
-        raise UserError(f"{num_bad} of {len(compared)} points did not come out as they were kept")
 
 
 @app.command()

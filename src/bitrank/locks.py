@@ -21,6 +21,7 @@ from bitrank.projection import read_yaml
 LOCK = "dvc.lock"
 HASH, STAGES = "lock files", "stages and commands"
 VALUES, CODE = "values of params.yaml in locks", "code files read by stages"
+WITHOUT_REPORT = "points without a report of their own, which their records give"
 PASSED, FILES = "artifacts passed between stages", "records, items and reports kept"
 
 
@@ -148,6 +149,10 @@ def _inspect_kept(key: str, stages: Mapping[str, Any], folder: Path, found: Insp
             if any(path.is_relative_to(kept) for kept in KEPT):
                 name = path.relative_to(paths.DATA)
                 there = hash_path(folder / name)
+                if there is None and path == paths.REPORT:  # its records give it
+                    if WITHOUT_REPORT not in found.notes:
+                        found.notes.append(WITHOUT_REPORT)
+                    continue
                 what = "is missing" if there is None else f"has the md5 {short(there)}"
                 detail = f"{what}, the lock says that {stage} wrote {short(out.get('md5'))}"
                 fault = Fault(key, name.as_posix(), "md5", detail)

@@ -40,6 +40,22 @@ def choose(folder: Path, keys: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(keys)) or done
 
 
+def rerun_and_tell(folder: Path, keys: Sequence[str]) -> Iterator[str]:
+    """Run these points, or all, again; yield what came out in lines, each when it is known.
+
+    Raises:
+        UserError: as `choose` and `rerun`, and at the end where not all came out as they were.
+    """
+    chosen = choose(folder, keys)
+    yield f"running {len(chosen)} of its points again, from nothing"
+    num_bad = 0
+    for compared in rerun(folder, chosen):
+        num_bad += not compared.is_good
+        yield from compared.tell()
+    if num_bad:
+        raise UserError(f"{num_bad} of {len(chosen)} points did not come out as they were kept")
+
+
 def rerun(folder: Path, keys: Sequence[str]) -> Iterator[Comparison]:
     """Run each of these points of `data/sweeps/<sweep>` again, and compare.
 
