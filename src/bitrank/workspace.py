@@ -139,6 +139,9 @@ class Workspace:
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "HYDRA_"))}
         inherited["PATH"] = f"{scripts}{os.pathsep}{inherited.get('PATH', '')}"
         inherited["DVC_SITE_CACHE_DIR"] = str((self.folder / ".dvc" / "site").resolve())
+        # A commit that is run again may be older than the module that runs it.
+        sources = [str(Path(__file__).resolve().parents[1]), inherited.get("PYTHONPATH", "")]
+        inherited["PYTHONPATH"] = os.pathsep.join(filter(None, sources))
         with log.open("a", encoding="utf-8") as stream:
             running = subprocess.Popen(
                 [sys.executable, "-m", REPRODUCTION, *targets],
