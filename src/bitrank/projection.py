@@ -278,15 +278,24 @@ def _artifacts(
 ) -> Iterator[tuple[str, bytes]]:
     files = {"params.yaml": params, "dvc.lock": lock}
     files |= {f"records/{stage}.json": paths.record(stage, results) for stage in run.records}
-    if report.is_dir():
-        names = sorted(p.relative_to(report) for p in report.rglob("*") if p.is_file())
-        files |= {f"report/{name.as_posix()}": report / name for name in names}
     for name, file in files.items():
         if file.is_file():
-            body = file.read_bytes()
-            if file.suffix in TEXT_SUFFIXES:
-                body = hide_home(body.decode("utf-8", "replace")).encode()
-            yield name, body
+            yield name, publishable(file)
+    yield from report_files(report)
+
+
+def report_files(report: Path) -> Iterator[tuple[str, bytes]]:
+    """As artifacts; none where there is no report."""
+    for file in sorted(report.rglob("*")):
+        if file.is_file():
+            yield f"report/{file.relative_to(report).as_posix()}", publishable(file)
+
+
+def publishable(file: Path) -> bytes:
+    body = file.read_bytes()
+    if file.suffix not in TEXT_SUFFIXES:
+        return body
+    return hide_home(body.decode("utf-8", "replace")).encode()
 
 
 def hide_home(text: str) -> str:

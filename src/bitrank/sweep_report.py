@@ -24,6 +24,7 @@ from bitrank.latex import to_latex
 from bitrank.pages import Section
 from bitrank.study import Study, read_study
 from bitrank.sweep_origins import points_table, runs_table
+from bitrank.sweep_projection import REPORT
 from bitrank.sweep_serving import serving_table
 from bitrank.sweep_tables import (
     contrasts_table,
@@ -33,9 +34,6 @@ from bitrank.sweep_tables import (
     scores_table,
 )
 from bitrank.verdicts import Verdict, judge_all
-
-FOLDER = "report"
-"""Below the sweep's own."""
 
 
 def write_sweep_report(sweep: Path, known: Path = claims.FOLDER) -> str:
@@ -61,7 +59,7 @@ def write_sweep_report(sweep: Path, known: Path = claims.FOLDER) -> str:
         "sections": sections,
     })  # fmt: skip
     tables = [table for section in sections for table in section.tables]
-    with artifacts.whole_folder(sweep / FOLDER) as folder:
+    with artifacts.whole_folder(sweep / REPORT) as folder:
         pages.write_files(folder, pages.files_of(sections))
         pages.write_files(folder, {f"tables/{table.name}.tex": to_latex(table) for table in tables})
         pages.write_files(folder, written)
