@@ -23,11 +23,11 @@ from omegaconf._utils import get_yaml_loader
 from bitrank import paths, records
 from bitrank.errors import UserError
 from bitrank.identity import hash_file, hash_json
+from bitrank.privacy import hide_home, publishable, report_files
 from bitrank.runs import TASK, Run, read_run
 
 MAX_VALUE = 500
 """Characters of a parameter or tag; older servers refuse more. The artifacts hold the whole."""
-TEXT_SUFFIXES = {".csv", ".html", ".json", ".lock", ".md", ".svg", ".tex", ".yaml"}
 RECORD_STAGE = "record"
 
 _PARTS = ("weights", "adapter", "gradients", "optimizer", "activations")
@@ -282,26 +282,6 @@ def _artifacts(
         if file.is_file():
             yield name, publishable(file)
     yield from report_files(report)
-
-
-def report_files(report: Path) -> Iterator[tuple[str, bytes]]:
-    """As artifacts; none where there is no report."""
-    for file in sorted(report.rglob("*")):
-        if file.is_file():
-            yield f"report/{file.relative_to(report).as_posix()}", publishable(file)
-
-
-def publishable(file: Path) -> bytes:
-    body = file.read_bytes()
-    if file.suffix not in TEXT_SUFFIXES:
-        return body
-    return hide_home(body.decode("utf-8", "replace")).encode()
-
-
-def hide_home(text: str) -> str:
-    """A model or rows of the user's own may lie below the home folder, which names a person."""
-    home = Path.home().as_posix()
-    return text if home == "/" else text.replace(f"{home}/", "~/")
 
 
 def shorten(text: str) -> str:

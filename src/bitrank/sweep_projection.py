@@ -3,8 +3,9 @@
 A point's run shows what a single run does, and beside it the sweep, the point's key, and how it
 ended. A point that failed has its configuration, the reason, and what it had measured until then;
 one that was interrupted, runs, or was not begun has no run. The parent counts the points and holds
-the manifest, `results.csv`, a line a point, and the sweep's report if there is one. It has no parameters: beside those of its points,
-"2, 8" for a rank would turn MLflow's axes of numbers into axes of texts.
+the manifest, `results.csv`, a line a point, and the sweep's report if there is one. It has no
+parameters: beside those of its points, "2, 8" for a rank would turn MLflow's axes of numbers into
+axes of texts.
 
 Input is `data/sweeps/<sweep>` as the sweep leaves it: `sweep.json`, and a folder a point. Whether a
 point's run must be written anew is known from the hash of its files, so that a sweep of a hundred
@@ -23,10 +24,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from bitrank import paths, projection
+from bitrank import paths, privacy, projection
 from bitrank.errors import UserError
 from bitrank.identity import hash_file, hash_files, hash_json
-from bitrank.projection import Projection, hide_home
+from bitrank.privacy import hide_home
+from bitrank.projection import Projection
 from bitrank.runs import STAGES, Run, read_run
 from bitrank.store import POINT, SWEEP, Wanted
 
@@ -42,7 +44,7 @@ CONTROLS = ["acc/merged", "acc/quantized", "acc/original", "acc/control", "model
 """The metrics that tell what a rank and a precision cost and give."""
 FAILURES = ("failed", "out of memory")
 ENDED = ("done", *FAILURES)
-_PROJECTING = [Path(__file__), Path(projection.__file__)]
+_PROJECTING = [Path(__file__), Path(projection.__file__), Path(privacy.__file__)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,7 +229,7 @@ def _project_parent(sweep: Sweep) -> Projection:
         artifacts={
             "sweep.json": body.encode(),
             "results.csv": _write_table(sweep).encode(),
-            **dict(projection.report_files(sweep.folder / REPORT)),
+            **dict(privacy.report_files(sweep.folder / REPORT)),
         },
     )
 
