@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from bitrank import composition, history, paths, records
+from bitrank import composition, history, papers, paths, records
 from bitrank.errors import ConfigError, UserError
 from bitrank.inspection import Inspection
 from bitrank.runs import read_run
@@ -68,12 +68,19 @@ class PrivacyError(ConfigError):
 def opened(sweep: str) -> Iterator[Path]:
     """The folder of a sweep: by its name, a folder's path, or an archive, which is unpacked.
 
+    A sweep that is kept for git is unpacked too; of its name, that in `data/sweeps` comes first.
+
     Raises:
         UserError: there is nothing of the kind.
     """
     path = Path(sweep)
-    if (path / MANIFEST).is_file():
-        yield path
+    places = [path, paths.SWEEPS / sweep, paths.PAPERS / sweep]
+    place = next((p for p in places if (p / MANIFEST).is_file()), None)
+    if place is not None and (place / papers.ITEMS).is_file():
+        with papers.unpacked(place) as whole:
+            yield whole
+    elif place is not None:
+        yield place
     elif path.is_file():
         with tempfile.TemporaryDirectory(prefix="bitrank-archive-") as folder:
             yield _unpack(path, Path(folder))

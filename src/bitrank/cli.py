@@ -107,11 +107,41 @@ def report(
     ] = None,
 ) -> None:
     """Tell what a sweep shows: a recommendation, tables, a verdict for each published claim."""
-    from bitrank import paths, sweep_report
+    from bitrank import paths, sweep_projection, sweep_report
 
     folder = paths.SWEEPS / sweep
     print(sweep_report.write_sweep_report(folder, foreign=foreign or ()))
-    print(f"report: {folder / sweep_report.FOLDER / 'report.md'}    tables beside it: CSV, LaTeX")
+    page = folder / sweep_projection.REPORT / "report.html"
+    print(f"report: {page}    beside it: Markdown, tables, figures")
+    print(f"to MLflow: bitrank publish {sweep}    into git: bitrank paper {sweep}")
+
+
+@app.command()
+def paper(
+    sweep: Annotated[str | None, typer.Argument(help="Without it, all that are kept.")] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; exit 1 if a report would differ.")
+    ] = False,
+    restore: Annotated[
+        bool, typer.Option("--restore", help="Bring a kept sweep back to data/sweeps.")
+    ] = False,
+) -> None:
+    """Keep a sweep in data/papers for git; rebuild the reports of all that are kept."""
+    from bitrank import papers, paths
+
+    names = [] if sweep is None else [sweep]
+    if check:
+        kept = papers.check(names)
+        print(f"{len(kept)} in {paths.PAPERS}: the same bytes")
+    elif restore:
+        for kept_one in papers.find(names):
+            print(f"restored: {papers.restore(kept_one)}")
+    elif sweep is not None and (paths.SWEEPS / sweep).is_dir():
+        print(f"to commit it: git add {papers.keep(paths.SWEEPS / sweep)}")
+    else:
+        for kept_one in papers.find(names):
+            papers.rebuild(kept_one)
+            print(f"rebuilt from its records: {kept_one}")
 
 
 @app.command()

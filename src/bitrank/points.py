@@ -19,7 +19,8 @@ from bitrank import devices, identity, paths, pipeline
 from bitrank.artifacts import whole_folder
 from bitrank.environment import COMMIT
 from bitrank.manifest import Outcome, Status, SweepFolder
-from bitrank.projection import hide_home, parse_yaml
+from bitrank.privacy import hide_home
+from bitrank.projection import parse_yaml
 from bitrank.workspace import CODE, SHARED, Workspace
 
 KEPT = (paths.RESULTS, paths.DATA / "items", paths.REPORT)
