@@ -9,7 +9,7 @@ unexport PYTHONHOME
 unexport VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro test test-system lint ui clean
+.PHONY: help install repro test test-system lint ui paper clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -41,6 +41,9 @@ lint: $(INSTALLED) ## ruff, mypy --strict, import-linter
 ui: $(INSTALLED) ## the MLflow UI on this project's runs, on 127.0.0.1
 	bitrank ui
 
-clean: ## remove artifacts, caches and .venv; records and dvc.lock stay
+paper: $(INSTALLED) ## rebuild the reports of the committed sweeps from their records; fails if a byte differs
+	bitrank paper --check
+
+clean: ## remove artifacts, caches and .venv; records, papers and dvc.lock stay
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .dvc/cache .dvc/tmp src/*.egg-info
-	find data -mindepth 1 -maxdepth 1 ! -name results ! -name examples ! -name README.md -exec rm -rf {} +
+	find data -mindepth 1 -maxdepth 1 ! -name results ! -name papers ! -name examples ! -name README.md -exec rm -rf {} +

@@ -21,7 +21,7 @@ from bitrank.records import Item
 
 NUM_ITEMS = 150
 BASE = {"original": 3.2, "quantized": 3.3, "control": 2.6}
-STEPS = {"fp32": 2.0, "nf4": 2.5}
+STEPS = {"fp32": 2.0, "int8": 2.2, "nf4": 2.5}
 """Seconds of a training step."""
 
 
@@ -52,15 +52,15 @@ def write_study(
         records.write_text(params, text)
         if (statuses or {}).get(key, "done") == "done":
             level = nll(precision, rank) + seed_spread * random.Random(f"{key}").gauss(0, 1)
-            _fill(folder / key, precision, rank, level, count)
+            fill(folder / key, precision, rank, level, count)
     return folder
 
 
-def _fill(folder: Path, precision: str, rank: int, level: float, count: int) -> None:
+def fill(folder: Path, precision: str, rank: int, level: float, count: int) -> None:
     for subject, own in {**BASE, "adapter": level, "merged": level}.items():
         tasks = {"task": answer(subject, own, count)}
         if subject in ("original", "quantized", "adapter"):
-            tasks["wiki"] = answer("wiki", 4.0 if subject != "adapter" else 5.0, 40)
+            tasks["wiki"] = answer("wiki", 4.0 if subject != "adapter" else 4.8 + rank / 50, 40)
         logs = {}
         for task, items in tasks.items():
             log = folder / "items" / subject / f"{task}.jsonl"
@@ -107,6 +107,10 @@ def answer(name: str, level: float, count: int) -> list[Item]:
             correct=right, nll=nll, choice_nll=nll * 0.9, num_tokens=1,
         ))  # fmt: skip
     return items
+
+
+def read(folder: Path, stage: str) -> records.Record:
+    return records.read_record(paths.record(stage, folder / "results"))
 
 
 def change(folder: Path, stage: str, part: str, values: Mapping[str, Any]) -> None:

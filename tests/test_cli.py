@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from fake_project import ROOT, write_project
 
-from bitrank import board, cli, paths, tracking
+from bitrank import board, cli, paths, terminal, tracking
 from bitrank.doctor import Finding
 from bitrank.errors import UserError
 from bitrank.predict import Answer
@@ -189,7 +189,7 @@ def test_a_terminal_gets_a_drawn_table(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
-    cli._show(("what",), [("[red]text[/red]",)])
+    terminal.show_table(("what",), [("[red]text[/red]",)])
     shown = capsys.readouterr().out
     assert "[red]text[/red]" in shown
     assert "━━" in shown

@@ -98,7 +98,7 @@ def test_computing_stages_depend_on_the_numeric_stack(stage: str) -> None:
 
 
 def test_templates_that_a_stage_renders_are_its_deps() -> None:
-    for stage, module in (("report", "report"), ("prepare", "audit_page")):
+    for stage, module in (("report", "pages"), ("prepare", "audit_page")):
         used = set(re.findall(r'"([\w.]+\.(?:jinja|css))"', module_file(module).read_text()))
         assert used
         for template in used:

@@ -62,7 +62,7 @@ class Page(HTMLParser):
 def test_all_files_are_there(written: Path) -> None:
     names = set(hash_folder(written))
     drawn = {f"figures/{name}.{kind}" for name in ("scores", "memory", "loss", "layer_errors")
-             for kind in ("svg", "png")}  # fmt: skip
+             for kind in ("svg", "png", "pdf")}  # fmt: skip
     pages = {"report.md", "report.html", "tables/scores.csv", "tables/records.csv"}
     assert pages | drawn <= names
 
@@ -72,7 +72,8 @@ def test_another_process_writes_the_same_bytes_without_torch(written: Path, tmp_
         "import sys; from pathlib import Path; import test_report; test_report.write(Path("
         f"{str(tmp_path)!r})); sys.exit('torch' in sys.modules)"
     )
-    there = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": str(Path(__file__).parent)}
+    code = os.pathsep.join((str(Path(__file__).parent), *sys.path))
+    there = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": code}
     subprocess.run([sys.executable, "-c", program], check=True, env=there, cwd=tmp_path)
     assert hash_folder(tmp_path / "report") == hash_folder(written)
 
@@ -166,8 +167,8 @@ def test_hostile_text_of_a_record_is_shown_and_does_nothing(tmp_path: Path) -> N
 def test_a_run_without_one_record_is_still_reported(
     written: Path, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    drawn = figures.Drawing('<svg viewBox="0 0 1 1"></svg>', b"")
-    monkeypatch.setattr(figures, "_render", lambda figure: drawn)  # writing files takes longest
+    drawn = figures.Drawing('<svg viewBox="0 0 1 1"></svg>', b"", b"")
+    monkeypatch.setattr(figures, "render", lambda figure: drawn)  # writing files takes longest
     whole = runs.read_run(written.parent / "results", {})
     partial = runs.Run(
         records={name: record for name, record in whole.records.items() if name != stage}, items={}

@@ -119,6 +119,26 @@ class Toy:
             (ROOT / ".dvc" / "config").read_text().replace("[core]", "[core]\n    no_scm = true")
         )
 
+    @classmethod
+    def cloned(cls, other: Toy, folder: Path) -> Toy:
+        """A fresh clone of a toy project that is in git."""
+        subprocess.run(["git", "clone", "-q", str(other.folder), str(folder)], check=True)
+        clone = cls.__new__(cls)
+        clone.folder = folder
+        return clone
+
+    def commit(self) -> str:
+        """Put all that is not an artifact into git; return the commit."""
+        ignored = (
+            "/data/*\n!/data/results/\nran.txt\n__pycache__/\n.dvc/cache/\n.dvc/tmp/\n.dvc/site/\n"
+        )
+        (self.folder / ".gitignore").write_text(ignored)
+        person = ["-c", "user.name=Toy", "-c", "user.email=toy@example.org"]
+        for command in (["init", "-q"], ["add", "-A"], [*person, "commit", "-qm", "Toy"]):
+            subprocess.run(["git", *command], cwd=self.folder, check=True)
+        told = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=self.folder, text=True)
+        return told.strip()
+
     def environment(self, faults: str = "") -> dict[str, str]:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         kept = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}

@@ -91,7 +91,7 @@ def _evidence_row(verdict: Verdict, place: Place) -> list[Cell]:
         shown,
         text(place.outcome),
         seeds,
-        text(" ".join(place.keys)),
+        Cell(f"{len(place.keys)}", " ".join(place.keys), runs=tuple(place.keys)),
     ]
 
 

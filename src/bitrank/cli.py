@@ -12,13 +12,13 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from bitrank import terminal
 from bitrank.errors import UserError
 
 PARAMS = Path("params.yaml")
@@ -48,7 +48,7 @@ def params(
         _check(before, text)
         return
     records.write_text(PARAMS, text)
-    changes = _changes(before, text)
+    changes = composition.list_changes(before, text)
     for line in changes:
         print(line)
     noun = "value" if len(changes) == 1 else "values"
@@ -64,24 +64,6 @@ def _check(before: str | None, text: str) -> None:
     old, new = (before or "").splitlines(), text.splitlines()
     print("\n".join(difflib.unified_diff(old, new, *names, lineterm="")))
     raise UserError(f"{PARAMS} is not what conf/ composes with these overrides")
-
-
-def _changes(before: str | None, text: str) -> list[str]:
-    """One line a value that differs; none when there was no file, or none that can be read."""
-    from bitrank.projection import flatten, parse_yaml
-
-    if before is None:
-        return []
-    try:
-        old, new = flatten(parse_yaml(before)), flatten(parse_yaml(text))
-    except ValueError:
-        return []
-    names = [*old, *(name for name in new if name not in old)]
-    return [
-        f"  {name}: {old.get(name, '(absent)')} -> {new.get(name, '(absent)')}"
-        for name in names
-        if old.get(name) != new.get(name)
-    ]
 
 
 @app.command()
@@ -119,13 +101,98 @@ def publish(
 @app.command()
 def report(
     sweep: Annotated[str, typer.Argument(help="Of data/sweeps.")],
+    foreign: Annotated[
+        list[Path] | None,
+        typer.Option(help="Results of PEFT's method comparison, to stand beside; a file or folder"),
+    ] = None,
 ) -> None:
     """Tell what a sweep shows: a recommendation, tables, a verdict for each published claim."""
-    from bitrank import paths, sweep_report
+    from bitrank import paths, sweep_projection, sweep_report
 
     folder = paths.SWEEPS / sweep
-    print(sweep_report.write_sweep_report(folder))
-    print(f"report: {folder / sweep_report.FOLDER / 'report.md'}    tables beside it: CSV, LaTeX")
+    print(sweep_report.write_sweep_report(folder, foreign=foreign or ()))
+    page = folder / sweep_projection.REPORT / "report.html"
+    print(f"report: {page}    beside it: Markdown, tables, figures")
+    print(f"to MLflow: bitrank publish {sweep}    into git: bitrank paper {sweep}")
+
+
+@app.command()
+def paper(
+    sweep: Annotated[str | None, typer.Argument(help="Without it, all that are kept.")] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; exit 1 if a report would differ.")
+    ] = False,
+    restore: Annotated[
+        bool, typer.Option("--restore", help="Bring a kept sweep back to data/sweeps.")
+    ] = False,
+) -> None:
+    """Keep a sweep in data/papers for git; rebuild the reports of all that are kept."""
+    from bitrank import papers, paths
+
+    names = [] if sweep is None else [sweep]
+    if check:
+        kept = papers.check(names)
+        print(f"{len(kept)} in {paths.PAPERS}: the same bytes")
+    elif restore:
+        for kept_one in papers.find(names):
+            print(f"restored: {papers.restore(kept_one)}")
+    elif sweep is not None and (paths.SWEEPS / sweep).is_dir():
+        print(f"to commit it: git add {papers.keep(paths.SWEEPS / sweep)}")
+    else:
+        for kept_one in papers.find(names):
+            papers.rebuild(kept_one)
+            print(f"rebuilt from its records: {kept_one}")
+
+
+@app.command()
+def verify(
+    sweep: Annotated[str, typer.Argument(help="Of data/sweeps; or a folder, or an archive.")],
+    keys: Annotated[
+        list[str] | None, typer.Argument(help="With --rerun: points to run; else all.")
+    ] = None,
+    rerun: Annotated[
+        bool, typer.Option("--rerun", help="Compute points again, from nothing, and compare.")
+    ] = False,
+) -> None:
+    """Check what is kept of a sweep against the commit that it names."""
+    from bitrank import archive as archives
+    from bitrank import verify as verification
+
+    if keys and not rerun:
+        raise UserError("keys name the points to run again: add --rerun")
+    with archives.opened(sweep) as folder:
+        found = verification.verify(folder)
+        terminal.show_table(("what", "checked", "faults"), found.rows())
+        for note in found.notes:
+            print(f"note: {note}")
+        if rerun:
+            from bitrank import rerun as reruns
+
+            for line in reruns.rerun_and_tell(folder, keys or []):
+                print(line, flush=True)
+    found.check()
+    print("no faults")
+
+
+@app.command()
+def archive(
+    sweep: Annotated[str, typer.Argument(help="Of data/sweeps.")],
+    output: Annotated[
+        Path | None, typer.Option(help="The file; else data/sweeps/<sweep>.tar.gz.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also with faults or points missing; it names them.")
+    ] = False,
+) -> None:
+    """Put a sweep, its report and its code into one file to publish."""
+    from bitrank import archive as archives
+    from bitrank import identity, paths
+    from bitrank.tables import format_bytes
+
+    target = output or paths.SWEEPS / f"{sweep}{archives.SUFFIX}"
+    archives.archive(paths.SWEEPS / sweep, target, force)
+    size = format_bytes(target.stat().st_size)
+    print(f"{target}: {size}, sha256 {identity.hash_file(target)}")
 
 
 @app.command()
@@ -171,7 +238,7 @@ def predict(
             choices = ", ".join(f"{c.strip()} {share:.0%}" for c, share in answer.choices)
             rows.append((answer.subject, answer.held_as, repr(answer.text.strip()), choices))
     print(f"prompt: {whole!r}")
-    _show(("model", "held as", "answer", "share among the choices"), rows)
+    terminal.show_table(("model", "held as", "answer", "share among the choices"), rows)
 
 
 @app.command()
@@ -180,7 +247,7 @@ def doctor() -> None:
     from bitrank import doctor as examination
 
     found = [(f.name, f.status, f.detail) for f in examination.examine()]
-    _show(("what", "status", "detail"), found)
+    terminal.show_table(("what", "status", "detail"), found)
 
 
 @app.command()
@@ -203,29 +270,11 @@ def gc(
         rows = [(f"{what} {s.kind}", f"{s.files:,}", format_bytes(s.size))
                 for what, shares in (("kept for", found.kept), ("free:", free))
                 for s in shares]  # fmt: skip
-        _show(("what", "files", "size"), rows)
+        terminal.show_table(("what", "files", "size"), rows)
         if delete:
             garbage.delete(found)
     size = format_bytes(sum(share.size for share in free))
     print(f"freed {size}" if delete else f"nothing was deleted; bitrank gc --delete frees {size}")
-
-
-def _show(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A drawn table in a terminal; elsewhere aligned lines, nothing cut."""
-    if not sys.stdout.isatty():
-        widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-        for row in (header, *rows):
-            cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-            print("  ".join(cells).rstrip())
-        return
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(*header)
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    Console().print(table)
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bitrank import config, identity, records
 from bitrank.errors import UserError
+from bitrank.projection import flatten, parse_yaml
 
 CONF = Path("conf")
 REMEMBERED = Path(".dvc/tmp/composed")
@@ -80,12 +81,37 @@ def remembering(compose_one: Compose, conf: Path = CONF) -> Compose:
 
 
 def _compose(overrides: Sequence[str]) -> str:
+    text = compose_unchecked(overrides)
+    config.parse(OmegaConf.to_container(OmegaConf.create(text), resolve=True))
+    return text
+
+
+def compose_unchecked(overrides: Sequence[str]) -> str:
+    """Within `composing`: the text alone, also of a `conf/` whose sections are not today's.
+
+    Raises:
+        UserError: an unknown group, option or key, or a bad override.
+    """
     try:
         composed = compose(config_name="config", overrides=list(overrides))
         OmegaConf.resolve(composed)
-        text = OmegaConf.to_yaml(composed)
+        return OmegaConf.to_yaml(composed)
     except (HydraException, OmegaConfBaseException) as error:
         reasons = [str(error), *([str(error.__cause__)] if error.__cause__ else [])]
         raise UserError("cannot compose: " + " ".join(" ".join(reasons).split())) from None
-    config.parse(OmegaConf.to_container(OmegaConf.create(text), resolve=True))
-    return text
+
+
+def list_changes(before: str | None, text: str) -> list[str]:
+    """One line a value that differs; none when there was no file, or none that can be read."""
+    if before is None:
+        return []
+    try:
+        old, new = flatten(parse_yaml(before)), flatten(parse_yaml(text))
+    except ValueError:
+        return []
+    names = [*old, *(name for name in new if name not in old)]
+    return [
+        f"  {name}: {old.get(name, '(absent)')} -> {new.get(name, '(absent)')}"
+        for name in names
+        if old.get(name) != new.get(name)
+    ]

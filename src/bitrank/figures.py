@@ -1,4 +1,4 @@
-"""Figures of a run, as SVG and PNG: the one door to matplotlib.
+"""Figures of a run, as SVG, PNG and PDF: the one door to matplotlib.
 
 The same data give the same bytes: no date, no program name, ids from a fixed salt, and only
 matplotlib's own defaults, whatever the user's matplotlibrc says. Colours are Okabe and Ito's,
@@ -10,6 +10,7 @@ page can put its own in their place (`inline_svg`).
 from __future__ import annotations
 
 import io
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,6 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 INK, PAPER = "#222221", "#fffffe"
@@ -36,7 +36,10 @@ Points = Sequence[tuple[float, float]]
 @dataclass(frozen=True)
 class Drawing:
     svg: str
+    """Its text is text: it can be read aloud, sought, and takes the page's colours."""
     png: bytes
+    pdf: bytes
+    """With matplotlib's own font inside."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,8 @@ class Part:
 
 def draw_scores(bars: Sequence[Bar], axis: str) -> Drawing:
     """Horizontal bars with error bars of one standard error; controls are grey and hatched."""
-    with _figure(0.42 * len(bars) + 0.75) as (figure, axes):
+    with canvas(0.42 * len(bars) + 0.75) as figure:
+        axes = figure.add_subplot()
         for row, bar in enumerate(bars):
             axes.barh(
                 row, bar.value, height=0.62, color=GREY if bar.is_control else BLUE,
@@ -79,13 +83,14 @@ def draw_scores(bars: Sequence[Bar], axis: str) -> Drawing:
         axes.set_xlim(0, 1.18 * max(bar.value + (bar.stderr or 0) for bar in bars) or 1)
         axes.set_xlabel(axis)
         axes.grid(visible=True, axis="x")
-        return _render(figure)
+        return render(figure)
 
 
 def draw_parts(parts: Sequence[Part], axis: str) -> Drawing:
     """One stacked horizontal bar, with a legend that tells each part's size."""
     rows = (len(parts) + 1) // 2
-    with _figure(1.15 + 0.23 * rows) as (figure, axes):
+    with canvas(1.15 + 0.23 * rows) as figure:
+        axes = figure.add_subplot()
         start = 0.0
         for index, part in enumerate(parts):
             axes.barh(
@@ -98,12 +103,13 @@ def draw_parts(parts: Sequence[Part], axis: str) -> Drawing:
         axes.set_xlim(0, start or 1)
         axes.set_xlabel(axis)
         figure.legend(loc="outside lower left", ncols=2, handlelength=1.6)
-        return _render(figure)
+        return render(figure)
 
 
 def draw_losses(training: Points, validation: Points) -> Drawing:
     """(step, loss) pairs; the loss is the mean over the supervised tokens, in nats."""
-    with _figure(2.9) as (figure, axes):
+    with canvas(2.9) as figure:
+        axes = figure.add_subplot()
         if training:
             axes.plot(*zip(*training, strict=True), color=BLUE, linewidth=1.3, label="training")
         if validation:
@@ -116,7 +122,7 @@ def draw_losses(training: Points, validation: Points) -> Drawing:
         axes.set_ylim(bottom=0)
         axes.grid(visible=True)
         axes.legend()
-        return _render(figure)
+        return render(figure)
 
 
 def draw_layers(series: Mapping[str, Points], label: str) -> Drawing:
@@ -124,7 +130,8 @@ def draw_layers(series: Mapping[str, Points], label: str) -> Drawing:
     from matplotlib.ticker import MaxNLocator
 
     rows = (len(series) + 2) // 3
-    with _figure(2.7 + 0.23 * rows) as (figure, axes):
+    with canvas(2.7 + 0.23 * rows) as figure:
+        axes = figure.add_subplot()
         for index, (name, points) in enumerate(series.items()):
             axes.plot(
                 *zip(*points, strict=True), label=name, linewidth=0.9, markersize=3.5,
@@ -135,7 +142,7 @@ def draw_layers(series: Mapping[str, Points], label: str) -> Drawing:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(visible=True)
         figure.legend(loc="outside lower center", ncols=3, handlelength=1.6)
-        return _render(figure)
+        return render(figure)
 
 
 def inline_svg(drawing: Drawing, name: str, alt: str) -> str:
@@ -154,14 +161,14 @@ def inline_svg(drawing: Drawing, name: str, alt: str) -> str:
 
 
 @contextmanager
-def _figure(height: float) -> Iterator[tuple[Figure, Axes]]:
-    """A figure of one pair of axes, in matplotlib's own style but for what is set here."""
+def canvas(height: float) -> Iterator[Figure]:
+    """An empty figure, in matplotlib's own style but for what is set here; height in inches."""
     import matplotlib
     from matplotlib.figure import Figure
 
     style: dict[Any, Any] = {
         "font.size": 9, "text.parse_math": False, "svg.fonttype": "none",
-        "svg.hashsalt": "bitrank", "hatch.linewidth": 0.5,
+        "svg.hashsalt": "bitrank", "pdf.fonttype": 42, "hatch.linewidth": 0.5,
         "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK,
         "ytick.color": INK, "hatch.color": INK, "figure.facecolor": PAPER, "axes.facecolor": PAPER,
         "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
@@ -171,12 +178,15 @@ def _figure(height: float) -> Iterator[tuple[Figure, Axes]]:
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(style)
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
-        yield figure, figure.add_subplot()
+        yield figure
 
 
-def _render(figure: Figure) -> Drawing:
-    svg, png = io.StringIO(), io.BytesIO()
+def render(figure: Figure) -> Drawing:
+    svg, png, pdf = io.StringIO(), io.BytesIO(), io.BytesIO()
     nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
     figure.savefig(svg, format="svg", metadata=nothing)
     figure.savefig(png, format="png", dpi=200, metadata={"Software": None})
-    return Drawing(svg.getvalue(), png.getvalue())
+    logging.getLogger("fontTools").setLevel(logging.WARNING)  # it would tell of every glyph
+    nameless = {"CreationDate": None, "Creator": None, "Producer": None}
+    figure.savefig(pdf, format="pdf", metadata=nameless)
+    return Drawing(svg.getvalue(), png.getvalue(), pdf.getvalue())

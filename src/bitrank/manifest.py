@@ -42,12 +42,12 @@ class Outcome:
 
 
 class SweepFolder:
-    """The files of one sweep. Paths are relative to the project's root."""
+    """The files of one sweep of the project in `root`; without it, the current directory."""
 
-    def __init__(self, sweep: str) -> None:
+    def __init__(self, sweep: str, root: Path = Path()) -> None:
         self.sweep = sweep
-        self.folder = paths.SWEEPS / sweep
-        self.scratch = paths.WORKSPACES / sweep
+        self.folder = root / paths.SWEEPS / sweep
+        self.scratch = root / paths.WORKSPACES / sweep
         """Workspaces, logs and locks; nothing in it outlives the sweep for its own sake."""
 
     @property

@@ -27,6 +27,8 @@ HARDWARE = DATA / "hardware.json"
 MLFLOW = DATA / "mlflow"
 SWEEPS = DATA / "sweeps"
 """What is kept of each sweep: its manifest, and of each point configuration, lock and records."""
+PAPERS = DATA / "papers"
+"""What git keeps of chosen sweeps, and their reports."""
 WORKSPACES = Path(".dvc") / "tmp" / "sweeps"
 """Where points run; DVC does not look for pipelines below its own folder."""
 

@@ -57,7 +57,7 @@ def load(path: Path = Path("dvc.yaml")) -> Any:
 
 def find_stages(pipeline: Any, params: Mapping[str, Any]) -> dict[str, Stage]:
     """The stages that `END` needs and itself, by name, in an order in which they can run."""
-    entries = dict(_expand(pipeline, params))
+    entries = dict(expand(pipeline, params))
     makers = {out: name for name, entry in entries.items() for out in entry["makes"]}
     stages: dict[str, Stage] = {}
 
@@ -81,8 +81,12 @@ def find_stages(pipeline: Any, params: Mapping[str, Any]) -> dict[str, Stage]:
     return stages
 
 
-def _expand(pipeline: Any, params: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each stage with its matrix and its templates filled in."""
+def expand(pipeline: Any, params: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(name, entry) of each stage, with its matrix and its templates filled in.
+
+    An entry has its command `cmd`, the paths that it `needs` and `makes`, and the `values` of
+    `params.yaml` that it tracks, by their dotted keys.
+    """
     for name, body in pipeline["stages"].items():
         axes = body.get("matrix", {})
         for values in product(*axes.values()):

@@ -19,8 +19,9 @@ from bitrank import devices, identity, paths, pipeline
 from bitrank.artifacts import whole_folder
 from bitrank.environment import COMMIT
 from bitrank.manifest import Outcome, Status, SweepFolder
-from bitrank.projection import hide_home, parse_yaml
-from bitrank.workspace import CODE, Workspace
+from bitrank.privacy import hide_home
+from bitrank.projection import parse_yaml
+from bitrank.workspace import CODE, SHARED, Workspace
 
 KEPT = (paths.RESULTS, paths.DATA / "items", paths.REPORT)
 KILLED = (-9, 137)
@@ -34,8 +35,12 @@ ENDED = re.compile(
 )
 
 
-def run_point(sweep: SweepFolder, key: str, targets: Sequence[str]) -> Outcome:
+def run_point(
+    sweep: SweepFolder, key: str, targets: Sequence[str], shared: Sequence[Path] = SHARED
+) -> Outcome:
     """Bring a point to its end, or the named stages only; `targets` empty: all.
+
+    `shared`: folders of the project in the current directory that its workspace has too.
 
     Raises:
         KeyboardInterrupt: when it was interrupted; the outcome says so.
@@ -49,7 +54,7 @@ def run_point(sweep: SweepFolder, key: str, targets: Sequence[str]) -> Outcome:
             sweep.write_outcome(key, Outcome(status="running"))
         start = time.monotonic()
         try:
-            outcome = _run(sweep, key, targets or [pipeline.END], keep)
+            outcome = _run(sweep, key, targets or [pipeline.END], keep, shared)
         except (KeyboardInterrupt, SystemExit):  # the latter from a cluster that wants its node
             if keep:
                 sweep.write_outcome(key, Outcome(status="interrupted"))
@@ -62,12 +67,15 @@ def run_point(sweep: SweepFolder, key: str, targets: Sequence[str]) -> Outcome:
         return outcome
 
 
-def _run(sweep: SweepFolder, key: str, targets: Sequence[str], keep: bool) -> Outcome:
+def _run(
+    sweep: SweepFolder, key: str, targets: Sequence[str], keep: bool, shared: Sequence[Path]
+) -> Outcome:
     text = sweep.params(key).read_text(encoding="utf-8")
     params = parse_yaml(text)
     stages = pipeline.find_stages(pipeline.load(sweep.code / "dvc.yaml"), params)
     workspace = Workspace(sweep.workspace(key))
-    workspace.make(sweep.code, text, pipeline.own_inputs(stages, CODE), sweep.find_lock(text))
+    inputs = pipeline.own_inputs(stages, CODE)
+    workspace.make(sweep.code, text, inputs, sweep.find_lock(text), shared)
     log = sweep.log(key)
     log.write_text("", encoding="utf-8")
     kills = _count_memory_kills()

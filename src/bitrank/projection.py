@@ -23,11 +23,11 @@ from omegaconf._utils import get_yaml_loader
 from bitrank import paths, records
 from bitrank.errors import UserError
 from bitrank.identity import hash_file, hash_json
+from bitrank.privacy import hide_home, publishable, report_files
 from bitrank.runs import TASK, Run, read_run
 
 MAX_VALUE = 500
 """Characters of a parameter or tag; older servers refuse more. The artifacts hold the whole."""
-TEXT_SUFFIXES = {".csv", ".html", ".json", ".lock", ".md", ".svg", ".tex", ".yaml"}
 RECORD_STAGE = "record"
 
 _PARTS = ("weights", "adapter", "gradients", "optimizer", "activations")
@@ -278,21 +278,10 @@ def _artifacts(
 ) -> Iterator[tuple[str, bytes]]:
     files = {"params.yaml": params, "dvc.lock": lock}
     files |= {f"records/{stage}.json": paths.record(stage, results) for stage in run.records}
-    if report.is_dir():
-        names = sorted(p.relative_to(report) for p in report.rglob("*") if p.is_file())
-        files |= {f"report/{name.as_posix()}": report / name for name in names}
     for name, file in files.items():
         if file.is_file():
-            body = file.read_bytes()
-            if file.suffix in TEXT_SUFFIXES:
-                body = hide_home(body.decode("utf-8", "replace")).encode()
-            yield name, body
-
-
-def hide_home(text: str) -> str:
-    """A model or rows of the user's own may lie below the home folder, which names a person."""
-    home = Path.home().as_posix()
-    return text if home == "/" else text.replace(f"{home}/", "~/")
+            yield name, publishable(file)
+    yield from report_files(report)
 
 
 def shorten(text: str) -> str:

@@ -1,20 +1,14 @@
 """The report of one run, as Markdown and as one HTML file that needs nothing beside it.
 
-Both are filled from the same sections, so they say the same. The page's figures are inline, its
-style too, and its content policy forbids it to load anything. The same records give the same
-bytes: no time of writing, no path, no name of a machine.
+The same records give the same bytes: no time of writing, no path, no name of a machine.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
-from markupsafe import Markup
 
 from bitrank import (
     artifacts,
@@ -22,39 +16,14 @@ from bitrank import (
     figures,
     findings,
     forgetting_tables,
+    pages,
     provenance,
     run_tables,
     serving_tables,
 )
+from bitrank.pages import Figure, Section
 from bitrank.runs import CONTROL, TASK, Run, read_run
-from bitrank.tables import Column, Table, format_bytes, show, to_csv
-
-TEMPLATES = Path(__file__).parent / "templates"
-
-
-@dataclass(frozen=True)
-class Figure:
-    name: str
-    alt: str
-    drawing: figures.Drawing
-
-    @property
-    def inline(self) -> Markup:
-        """Safe to stand in HTML as it is: matplotlib escapes every label."""
-        return Markup(figures.inline_svg(self.drawing, self.name, self.alt))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Section:
-    key: str
-    title: str
-    text: Sequence[str] = ()
-    figures: Sequence[Figure] = ()
-    tables: Sequence[Table] = ()
-    data: Sequence[Table] = ()
-    """Tables that are written as CSV only, because a figure shows them."""
-    folded: bool = False
-    """Closed on the page until asked for, and left to the CSV files in Markdown."""
+from bitrank.tables import Column, Table, format_bytes, show
 
 
 def write_report(results: Path, item_folders: Mapping[str, Path], folder: Path) -> None:
@@ -68,38 +37,22 @@ def write_report(results: Path, item_folders: Mapping[str, Path], folder: Path) 
     """
     run = read_run(results, item_folders)
     provenance.check_chain(run)
-    files: dict[str, bytes] = {}
     sections = build_sections(run)
-    for section in sections:
-        for table in (*section.tables, *section.data):
-            files[f"tables/{table.name}.csv"] = to_csv(table).encode()
-        for figure in section.figures:
-            files[f"figures/{figure.name}.svg"] = figure.drawing.svg.encode()
-            files[f"figures/{figure.name}.png"] = figure.drawing.png
-    for name, page in fill_templates(run, sections).items():
-        files[name] = page.encode()
     with artifacts.whole_folder(folder) as partial:
-        for name, body in files.items():
-            (partial / name).parent.mkdir(exist_ok=True)
-            (partial / name).write_bytes(body)
+        pages.write_files(partial, pages.files_of(sections))
+        pages.write_files(partial, fill_templates(run, sections))
 
 
 def fill_templates(run: Run, sections: Sequence[Section]) -> dict[str, str]:
     """The pages by file name."""
-    content = {
+    return pages.fill({
         "method": findings.describe_method(run),
         "brief": findings.write_brief(run),
         "headline": findings.write_headline(run),
         "points": findings.write_points(run),
         "warnings": findings.write_warnings(run),
         "sections": sections,
-    }
-    return {name: template.render(content) for name, template in _templates().items()}
-
-
-def render_markdown(content: Mapping[str, Any]) -> str:
-    """`report.md` of what is not a single run; the keys of `content` are those of the template."""
-    return _templates()["report.md"].render(content)
+    })  # fmt: skip
 
 
 def build_sections(run: Run) -> list[Section]:
@@ -262,26 +215,3 @@ def _plain_table(
 ) -> Table:
     rows = [[show(entry.get(key)) for key in keys] for entry in entries]
     return Table(name=name, title=title, columns=[Column(key, key) for key in keys], rows=rows)
-
-
-def _templates() -> dict[str, Template]:
-    """The template of each file. In both kinds whatever comes from a record is escaped."""
-    loader = FileSystemLoader(TEMPLATES)
-    rules: dict[str, Any] = {
-        "undefined": StrictUndefined,
-        "trim_blocks": True,
-        "lstrip_blocks": True,
-    }
-    page = Environment(loader=loader, autoescape=True, **rules)
-    plain = Environment(loader=loader, finalize=escape_markdown, **rules)
-    return {
-        "report.html": page.get_template("report.html.jinja"),
-        "report.md": plain.get_template("report.md.jinja"),
-    }
-
-
-def escape_markdown(value: object) -> str:
-    """Text in which nothing starts a link, an image, a tag, code or a table cell; on one line."""
-    escaped = str(value).replace("\n", " ↵ ")
-    escaped = re.sub(r"([\\`\[\]<>|])", r"\\\1", escaped)
-    return " ".join(escaped.split())

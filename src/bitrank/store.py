@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bitrank import paths
-from bitrank.projection import Projection, hide_home
+from bitrank.privacy import hide_home
+from bitrank.projection import Projection
 
 KEY, CONTENT = "bitrank.key", "bitrank.content"
 """Tags of a run: what identifies it, and the hash of all that it shows."""

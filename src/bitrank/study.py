@@ -90,7 +90,8 @@ def read_study(folder: Path) -> Study:
         try:
             runs.append(read_swept_run(point))
         except UserError as error:
-            left_out.append(LeftOut(key=point.key, status="unreadable", reason=str(error)))
+            reason = str(error).replace(f"{folder}/", "")  # a sweep may be read in several places
+            left_out.append(LeftOut(key=point.key, status="unreadable", reason=reason))
     if not runs:
         told = "".join(f"\n  {left}" for left in left_out)
         raise UserError(

@@ -9,7 +9,7 @@ from bitrank import paths
 from bitrank.projection import METRICS
 from bitrank.runs import CONTROL, TASK
 from bitrank.study import Study
-from bitrank.sweep_tables import name_of
+from bitrank.sweep_tables import keys_cell, name_of
 from bitrank.swept_runs import SweptRun, validation_loss
 from bitrank.tables import NOT_APPLICABLE, UNKNOWN, Cell, Column, Table, show, text
 
@@ -23,7 +23,7 @@ def runs_table(study: Study) -> Table:
         for swept in configuration.runs:
             scores = [show(swept.run.score(subject, TASK, name)) for subject, name in metrics]
             rows.append([
-                text(swept.key), Cell(name_of(configuration), configuration.name),
+                keys_cell([swept.key], swept.key), Cell(name_of(configuration), configuration.name),
                 text(" ".join(dict.fromkeys(swept.seed))), *scores,
                 show(validation_loss(swept.run)),
                 show(swept.run.find(*METRICS["memory/train_peak_bytes"]), "bytes"),
@@ -69,7 +69,12 @@ def points_table(study: Study) -> Table:
             Column("lock_sha256", "dvc.lock"), Column("hardware", "Hardware"),
         ],
         rows=rows,
-        notes=["Results that were restored name the commit that computed them."],
+        notes=[
+            "Results that were restored name the commit that computed them. In MLflow a run is "
+            f'found by tags."bitrank.key" = "{study.sweep.id}/<run>"; its records and item logs '
+            f"stand beside this report, in {study.sweep.id}/<run>."
+        ],
+        tells_runs=True,
     )  # fmt: skip
 
 

@@ -3,8 +3,9 @@
 A point's run shows what a single run does, and beside it the sweep, the point's key, and how it
 ended. A point that failed has its configuration, the reason, and what it had measured until then;
 one that was interrupted, runs, or was not begun has no run. The parent counts the points and holds
-the manifest and `results.csv`, a line a point. It has no parameters: beside those of its points,
-"2, 8" for a rank would turn MLflow's axes of numbers into axes of texts.
+the manifest, `results.csv`, a line a point, and the sweep's report if there is one. It has no
+parameters: beside those of its points, "2, 8" for a rank would turn MLflow's axes of numbers into
+axes of texts.
 
 Input is `data/sweeps/<sweep>` as the sweep leaves it: `sweep.json`, and a folder a point. Whether a
 point's run must be written anew is known from the hash of its files, so that a sweep of a hundred
@@ -23,14 +24,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from bitrank import paths, projection
+from bitrank import paths, privacy, projection
 from bitrank.errors import UserError
 from bitrank.identity import hash_file, hash_files, hash_json
-from bitrank.projection import Projection, hide_home
+from bitrank.privacy import hide_home
+from bitrank.projection import Projection
 from bitrank.runs import STAGES, Run, read_run
 from bitrank.store import POINT, SWEEP, Wanted
 
 MANIFEST = "sweep.json"
+REPORT = "report"
+"""Folder of the sweep's own report, beside those of its points."""
 SCHEMA_VERSION = 1
 """Of the manifest."""
 UNREADABLE = "is not a sweep's manifest: remove it, and the sweep's command makes it anew"
@@ -40,7 +44,7 @@ CONTROLS = ["acc/merged", "acc/quantized", "acc/original", "acc/control", "model
 """The metrics that tell what a rank and a precision cost and give."""
 FAILURES = ("failed", "out of memory")
 ENDED = ("done", *FAILURES)
-_PROJECTING = [Path(__file__), Path(projection.__file__)]
+_PROJECTING = [Path(__file__), Path(projection.__file__), Path(privacy.__file__)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +63,7 @@ class Point:
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
     id: str
+    folder: Path
     manifest: Mapping[str, Any]
     points: Sequence[Point]
 
@@ -86,7 +91,7 @@ def read_sweep(folder: Path) -> Sweep:
         raise UserError(f"{file} {UNREADABLE}") from None
     if unfit or not isinstance(axes, Mapping):
         raise UserError(f"{file} is damaged at {unfit or 'axes'}: the sweep's command makes it")
-    return Sweep(id=name, manifest=manifest, points=points)
+    return Sweep(id=name, folder=folder, manifest=manifest, points=points)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -111,7 +116,12 @@ def _read_point(entry: Mapping[str, Any], folder: Path) -> Point:
 
 
 def want_parent(sweep: Sweep) -> Wanted:
-    shown = [_hash_code(), sweep.manifest, [_hash_point(point) for point in sweep.points]]
+    shown = [
+        _hash_code(),
+        sweep.manifest,
+        [_hash_point(point) for point in sweep.points],
+        hash_files(sweep.folder / REPORT),
+    ]
     left = [point for point in sweep.points if point.status not in ENDED]
     failed = [point for point in sweep.points if point.status in FAILURES]
     return Wanted(
@@ -158,7 +168,7 @@ def _hash_code() -> str:
 def _hash_point(point: Point) -> str:
     folder = point.folder
     files = [hash_file(f) for f in (folder / "params.yaml", folder / "dvc.lock") if f.is_file()]
-    return hash_json([files, hash_files(folder / "results"), hash_files(folder / "report")])
+    return hash_json([files, hash_files(folder / "results"), hash_files(folder / REPORT)])
 
 
 def _read_point_run(point: Point) -> Run:
@@ -175,7 +185,7 @@ def _project_point(sweep: Sweep, point: Point) -> Projection:
     lock = folder / ("dvc.lock" if point.status == "done" else "no-lock")
     run = _read_point_run(point)
     shown = projection.project(
-        run, folder / "results", folder / "params.yaml", lock, folder / "report"
+        run, folder / "results", folder / "params.yaml", lock, folder / REPORT
     )
     tags = {**_tags(sweep), POINT: point.key, "sweep.status": point.status}
     if point.reason is not None:
@@ -216,7 +226,11 @@ def _project_parent(sweep: Sweep) -> Projection:
         metrics={f"points/{name}": float(count) for name, count in counts.items()},
         curves={},
         tags=_legal({name: text for name, text in tags.items() if text not in (None, "null")}),
-        artifacts={"sweep.json": body.encode(), "results.csv": _write_table(sweep).encode()},
+        artifacts={
+            "sweep.json": body.encode(),
+            "results.csv": _write_table(sweep).encode(),
+            **dict(privacy.report_files(sweep.folder / REPORT)),
+        },
     )
 
 

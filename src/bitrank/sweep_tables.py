@@ -53,7 +53,7 @@ def estimate_cell(found: Estimate | None, kind: Kind = "plain", *, signed: bool 
 
 def keys_cell(keys: Sequence[str], shown: str) -> Cell:
     """Short on the page, whole in the CSV."""
-    return Cell(shown, " ".join(keys))
+    return Cell(shown, " ".join(keys), runs=tuple(keys))
 
 
 def scores_table(study: Study) -> Table:
@@ -98,17 +98,16 @@ def _scores_row(configuration: Configuration) -> list[Cell]:
     seeds = [run.params.get("seed", "?") for run in configuration.runs]
     return [
         Cell(name_of(configuration), configuration.name),
-        *(_over_seeds(configuration, metric) for metric in SCORES),
+        *(estimate_cell(over_seeds(configuration, metric)) for metric in SCORES),
         show(len(configuration.runs)),
         keys_cell(configuration.keys, f"seed {', '.join(seeds)}"),
     ]
 
 
-def _over_seeds(configuration: Configuration, metric: str) -> Cell:
+def over_seeds(configuration: Configuration, metric: str) -> Estimate | None:
+    """Of the tuned model on the trained task; null unless it is known of every run."""
     values = [run.run.score("adapter", TASK, metric) for run in configuration.runs]
-    if None in values:
-        return Cell(UNKNOWN)
-    return estimate_cell(mean_interval(values))
+    return None if None in values else mean_interval(values)
 
 
 def _control_rows(study: Study) -> Iterator[list[Cell]]:
@@ -217,7 +216,7 @@ def costs_table(study: Study) -> Table:
         cells.append(ranged(*spread) if measured else Cell(MISSING))
         rows.append([
             Cell(name_of(configuration), configuration.name), *cells,
-            text(swept.hardware), text(swept.key),
+            text(swept.hardware), keys_cell([swept.key], swept.key),
         ])  # fmt: skip
     return Table(
         name="costs",

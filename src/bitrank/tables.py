@@ -28,6 +28,8 @@ class Cell:
     """In base units; null where unknown, missing or not applicable."""
     stderr: float | None = None
     interval: tuple[float | None, float | None] = (None, None)
+    runs: tuple[str, ...] = ()
+    """Keys of the runs that it names, which a page links to."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ class Table:
     columns: Sequence[Column]
     rows: Sequence[Sequence[Cell]]
     notes: Sequence[str] = ()
+    tells_runs: bool = False
+    """Each row is a run, where the links of all tables lead."""
 
     def is_numeric(self, column: int) -> bool:
         """Whether all that is known in a column is numbers."""

@@ -36,43 +36,50 @@ PATIENCE = 20.0
 """Seconds that an interrupted pipeline has to end by itself."""
 
 
-def hash_code() -> str:
-    """One hash of the code that a point would run, as it is now.
+def hash_code(root: Path = Path()) -> str:
+    """One hash of the code that a point of the project in `root` would run, as it is now.
 
     Raises:
         UserError: a part of it is not here.
     """
-    return identity.hash_json([[str(file), identity.hash_file(file)] for file in _code_files()])
+    files = _code_files(root)
+    return identity.hash_json([[str(file), identity.hash_file(root / file)] for file in files])
 
 
-def _code_files() -> list[Path]:
-    missing = [name for name in CODE if not Path(name).exists()]
+def _code_files(root: Path) -> list[Path]:
+    """Relative to `root`; without what Python and pip leave among them."""
+    missing = [name for name in CODE if not (root / name).exists()]
     if missing:
         raise UserError(f"{', '.join(missing)} not found: run this in the project's root")
-    found = (file for name in CODE for file in (Path(name), *Path(name).rglob("*")))
-    return sorted(f for f in found if f.is_file() and f.suffix not in (".pyc", ".lock"))
+    found = (f for name in CODE for f in (root / name, *(root / name).rglob("*")) if f.is_file())
+    names = (file.relative_to(root) for file in found if file.suffix not in (".pyc", ".lock"))
+    return sorted(name for name in names if not any(p.endswith(".egg-info") for p in name.parts))
 
 
-def copy_code(target: Path) -> None:
-    """Make `target` a project with this code and the main project's cache, if it is not there."""
+def copy_code(target: Path, root: Path = Path(), cache: Path | None = None) -> None:
+    """Make `target` a project with the code of `root`, if it is not there.
+
+    `cache`: of DVC; without it, the cache of the project in the current directory.
+    """
     if target.is_dir():
         return
     with whole_folder(target) as partial:
-        for file in _code_files():
+        for file in _code_files(root):
             (partial / file).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(file, partial / file)
-        _write_dvc_config(partial / ".dvc")
+            shutil.copy(root / file, partial / file)
+        _write_dvc_config(partial / ".dvc", root / ".dvc", cache)
 
 
-def _write_dvc_config(target: Path) -> None:
+def _write_dvc_config(target: Path, given: Path, cache: Path | None) -> None:
     """The project's own settings, and above them what makes the workspace a part of it."""
     from configobj import ConfigObj  # DVC's
 
     target.mkdir()
-    if Path(".dvc/config").is_file():
-        shutil.copy(".dvc/config", target)
-    own = ConfigObj(".dvc/config.local") if Path(".dvc/config.local").is_file() else ConfigObj()
-    own.setdefault("cache", {})["dir"] = _dvc("cache", "dir").stdout.strip()
+    if (given / "config").is_file():
+        shutil.copy(given / "config", target)
+    local = given / "config.local"
+    own = ConfigObj(str(local)) if local.is_file() else ConfigObj()
+    own.setdefault("cache", {})["dir"] = str(cache or _dvc("cache", "dir").stdout.strip())
     own["cache"].setdefault("type", LINKS)
     own.setdefault("core", {}).update({"no_scm": "true", "analytics": "false"})
     own.filename = str(target / "config.local")
@@ -100,12 +107,18 @@ class Workspace:
         """What DVC notes of files, for as long as the workspace lives."""
 
     def make(
-        self, code: Path, params: str, inputs: Iterable[Path], lock: Path | None = None
+        self,
+        code: Path,
+        params: str,
+        inputs: Iterable[Path],
+        lock: Path | None = None,
+        shared: Iterable[Path] = SHARED,
     ) -> None:
         """Begin anew: what an earlier process left here may be half of something.
 
-        `inputs`: files and folders of the user's own that the configuration names; `lock`: the
-        `dvc.lock` of another point, whose entries are taken where they hold.
+        `inputs`: files and folders of the user's own that the configuration names; those that
+        `code` has already are left alone. `lock`: the `dvc.lock` of another point, whose entries
+        are taken where they hold. `shared`: folders that are the main project's.
         """
         self.remove()
         shutil.copytree(code, self.folder)
@@ -113,13 +126,14 @@ class Workspace:
         if lock is not None:
             shutil.copyfile(lock, self.folder / "dvc.lock")
         for path in inputs:
-            if not path.is_absolute():  # those are where they are
-                _link(path, self.folder / path)
-        for shared in SHARED:
-            shared.mkdir(parents=True, exist_ok=True)
-            there = self.folder / shared
+            there = self.folder / path
+            if not path.is_absolute() and not there.exists():  # else it is where it is
+                _link(path, there)
+        for folder in shared:
+            folder.mkdir(parents=True, exist_ok=True)
+            there = self.folder / folder
             there.parent.mkdir(parents=True, exist_ok=True)
-            there.symlink_to(shared.resolve())
+            there.symlink_to(folder.resolve())
 
     def reproduce(self, targets: Iterable[str], log: Path, environment: dict[str, str]) -> int:
         """Run `dvc repro`; return its exit status. All that it prints goes to `log`.
@@ -132,6 +146,9 @@ class Workspace:
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "HYDRA_"))}
         inherited["PATH"] = f"{scripts}{os.pathsep}{inherited.get('PATH', '')}"
         inherited["DVC_SITE_CACHE_DIR"] = str(self._site)
+        # A commit that is run again may be older than the module that runs it.
+        sources = [str(Path(__file__).resolve().parents[1]), inherited.get("PYTHONPATH", "")]
+        inherited["PYTHONPATH"] = os.pathsep.join(filter(None, sources))
         with log.open("a", encoding="utf-8") as stream:
             running = subprocess.Popen(
                 [sys.executable, "-m", REPRODUCTION, *targets],
