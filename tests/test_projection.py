@@ -11,12 +11,12 @@ from omegaconf import OmegaConf
 
 from bitrank import board, paths
 from bitrank.errors import UserError
+from bitrank.privacy import hide_home
 from bitrank.projection import (
     MAX_VALUE,
     METRICS,
     Projection,
     flatten,
-    hide_home,
     parse_yaml,
     project_run,
 )

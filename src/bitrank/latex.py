@@ -22,14 +22,24 @@ _SPECIAL = {
 before it. The signs are those of `tables`; other letters are left to the input encoding."""
 
 
+LONG = 36
+"""Letters from which a column is broken into lines, each as wide as about so many."""
+
+
 def to_latex(table: Table) -> str:
-    """Needs the package booktabs; numbers are aligned to the right."""
-    sides = "".join("r" if table.is_numeric(k) else "l" for k in range(len(table.columns)))
+    """Needs the package booktabs; numbers are aligned to the right, long texts broken."""
+    sides = "".join(_side(table, place) for place in range(len(table.columns)))
     lines = [f"% {_comment(text)}" for text in (table.title, *table.notes)]
     lines += [rf"\begin{{tabular}}{{{sides}}}", r"\toprule"]
     lines += [_row([column.heading for column in table.columns]), r"\midrule"]
     lines += [_row([cell.text for cell in row]) for row in table.rows]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def _side(table: Table, place: int) -> str:
+    if any(len(row[place].text) > LONG for row in table.rows):
+        return f"p{{{LONG // 2}em}}"
+    return "r" if table.is_numeric(place) else "l"
 
 
 def escape_latex(text: str) -> str:

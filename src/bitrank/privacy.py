@@ -1,4 +1,4 @@
-"""What leaves the project for MLflow: files without the path of a home folder, which names a person.
+"""What leaves the project for MLflow: files without a path of a home folder, which names a person.
 
 A model or rows of the user's own may lie there.
 """

@@ -5,9 +5,10 @@ set -u
 cd "$(dirname "$0")/../.."
 chosen=system
 for folder in /usr/lib/postgresql/*/bin; do PATH="$PATH:$folder"; done # where Debian keeps it
-for program in chromium postgres slurmctld; do
+for program in chromium pdflatex postgres slurmctld; do
   if ! command -v "$program" >/dev/null; then
     case $program in
+      pdflatex) package=texlive-latex-recommended ;;
       postgres) package=postgresql ;;
       slurmctld) package=slurm-wlm ;;
       *) package=$program ;;
