@@ -196,7 +196,7 @@ def shade(share: float) -> tuple[str, str]:
     Neither is the ink of a page, which may be light or dark.
     """
     mixed = [round(light + share * (dark - light)) for light, dark in zip(LIGHT, DARK, strict=True)]
-    return "#" + "".join(f"{part:02x}" for part in mixed), "#ffffff" if share > 0.5 else "#111111"
+    return "#" + "".join(f"{part:02x}" for part in mixed), "#ffffff" if share >= 0.64 else "#000000"
 
 
 def draw_rates(rates: Sequence[Rate], series: Sequence[str], axis: str) -> Drawing:
