@@ -50,7 +50,9 @@ def test_a_sweep_takes_from_the_lock_of_another_point_what_holds_for_this_one(
     tmp_path: Path,
 ) -> None:
     toy, dvcs = Toy(tmp_path / "toy"), make(tmp_path / "dvcs", "adapter.rank=4")
-    assert toy.sweep("adapter.rank=2,4").returncode == 0
+    assert toy.sweep("adapter.rank=2,3").returncode == 0
+    shutil.rmtree(toy.folder / ".dvc" / "cache" / "runs")  # no other way to find what was done
+    assert toy.sweep("adapter.rank=2,3,4").returncode == 0
     dvcs.run(*DVCS)
     kept = point(toy, 4)
     assert (kept / "dvc.lock").read_text() == (dvcs.folder / "dvc.lock").read_text()
@@ -58,8 +60,7 @@ def test_a_sweep_takes_from_the_lock_of_another_point_what_holds_for_this_one(
     outcome = json.loads((kept / "outcome.json").read_text())
     assert set(outcome["stages_ran"]) == {"train", "measure", "report"}
     assert "prepare" in outcome["stages_restored"]
-    log = next((toy.folder / ".dvc/tmp/sweeps").glob("*/nf4-r4-*.log")).read_text()
-    assert "Stage 'prepare' didn't change" in log, "nothing was looked up in the run-cache"
+    assert toy.stages().count("prepare") == 1
 
 
 @pytest.mark.parametrize("harm", ["object", "cache", "lock"])
