@@ -21,8 +21,10 @@ from bitrank.sweep_report import write_sweep_report
 CLAIMS = ROOT / "conf" / "claims"
 TABLES = {
     "scores", "contrasts", "controls", "costs", "forgetting", "claims", "evidence", "runs",
-    "points",
+    "points", "serving",
 }  # fmt: skip
+DATA = {"trade_off", "training_losses", "validation_losses"}
+"""Of figures: `dvc plots` draws them."""
 
 
 def write(folder: Path) -> str:
@@ -67,7 +69,8 @@ def test_the_recommendation_comes_with_its_evidence(folder: Path) -> None:
 
 def test_every_table_is_there_in_both_forms(folder: Path) -> None:
     names = {file.name for file in (folder / "report" / "tables").iterdir()}
-    assert names == {f"{name}.{kind}" for name in TABLES for kind in ("csv", "tex")}
+    shown = {f"{name}.{kind}" for name in TABLES for kind in ("csv", "tex")}
+    assert names == shown | {f"{name}.csv" for name in DATA}
     for name in TABLES:
         tex = (folder / "report" / "tables" / f"{name}.tex").read_text()
         assert tex.count(r"\toprule") == tex.count(r"\bottomrule") == 1
@@ -180,7 +183,7 @@ def test_the_command_tells_the_headline_and_where_the_page_is(tmp_path: Path) ->
     answer = call(tmp_path, NAME)
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout.startswith("Take ")
-    assert str(paths.SWEEPS / NAME / "report" / "report.md") in answer.stdout
+    assert str(paths.SWEEPS / NAME / "report" / "report.html") in answer.stdout
     (tmp_path / "conf" / "claims" / "few_parameters.yaml").write_text("metric: speed\n")
     (tmp_path / paths.SWEEPS / NAME / "report" / "report.md").write_text("before")
     answer = call(tmp_path, NAME)
