@@ -85,7 +85,7 @@ def unpacked(paper: Path) -> Iterator[Path]:
 def _unpack(paper: Path, target: Path) -> Path:
     shutil.copytree(paper, target, ignore=shutil.ignore_patterns(REPORT, ITEMS))
     try:
-        with tarfile.open(paper / ITEMS) as archive:
+        with tarfile.open(paper / ITEMS, "r:xz") as archive:
             archive.extractall(target, filter="data")
     except (OSError, tarfile.TarError, lzma.LZMAError, EOFError) as error:
         raise UserError(f"{paper / ITEMS} cannot be read ({error}): restore it from git") from None
