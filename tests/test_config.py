@@ -21,7 +21,7 @@ FITS = {**NEEDS, "adapter=full": ["precision=fp32"]}
 OPTIONS = sorted(
     f"{file.parent.name}={file.stem}"
     for file in CONF.glob("*/*.yaml")
-    if file.parent.name != "claims"  # data of the report, no option of a run
+    if file.parent.name not in ("claims", "plan")  # data of the report, of the planner
 )
 
 

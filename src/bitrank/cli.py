@@ -18,7 +18,7 @@ from typing import Annotated
 
 import typer
 
-from bitrank import terminal
+from bitrank import plan_command, terminal
 from bitrank.errors import UserError
 
 PARAMS = Path("params.yaml")
@@ -28,6 +28,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.command()(plan_command.plan)
 
 
 @app.command()

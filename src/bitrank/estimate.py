@@ -81,7 +81,7 @@ def predict_phases(
     Raises:
         PredictionError: transformers does not know the model, or it cannot run on the meta device.
     """
-    with _told():
+    with told():
         model = build(settings, precision, adapter, train)
         base_bytes = _bytes(_base_tensors(model))
         found = {
@@ -101,13 +101,31 @@ def predict_step(
     shape: BatchShape,
 ) -> dict[str, int]:
     """Bytes at the peak of a training step alone, by part; raises as `predict_phases`."""
-    with _told():
+    with told():
         model = build(settings, precision, adapter, train)
         return _with_peak(_predict_step(model, train, shape))
 
 
+def predict_others(
+    settings: Mapping[str, Any],
+    precision: PrecisionConfig,
+    adapter: AdapterConfig,
+    train: TrainConfig,
+    shape: BatchShape,
+) -> dict[str, dict[str, int]]:
+    """The phases beside `train`, without their peaks' sums; raises as `predict_phases`."""
+    with told():
+        model = build(settings, precision, adapter, train)
+        base_bytes = _bytes(_base_tensors(model))
+        return {
+            "load": {"weights_bytes": base_bytes},
+            "evaluate": _trace(model.eval(), shape, backward=False),
+            "merge": _predict_merge(model, precision, base_bytes),
+        }
+
+
 @contextmanager
-def _told() -> Iterator[None]:
+def told() -> Iterator[None]:
     """What the meta device refuses is no fault of the program's."""
     try:
         yield
@@ -156,11 +174,19 @@ def build(
 
 def _trace(model: torch.nn.Module, shape: BatchShape, backward: bool) -> dict[str, int]:
     """Bytes by part at the peak of one pass over a micro-batch."""
+    meter = stand_ins.MetaMeter()
+    run_pass(model, shape, backward, meter)
+    return {f"{part}_bytes": meter.peak_by_category[part] for part in workload.PARTS}
+
+
+def run_pass(
+    model: torch.nn.Module, shape: BatchShape, backward: bool, meter: stand_ins.MetaMeter
+) -> None:
+    """Send a micro-batch through a model on the meta device, under the eyes of `meter`."""
     names = ("input_ids", "attention_mask", "labels")
     batch = {name: torch.zeros(shape.rows, shape.columns, dtype=torch.int64, device=META)
              for name in names}  # fmt: skip
     trainable = [p for p in model.parameters() if p.requires_grad]
-    meter = stand_ins.MetaMeter()
     workload.register_model(meter, model)
     meter.register(meters.REST, batch.values())
     if shape.accumulated and backward:
@@ -173,14 +199,22 @@ def _trace(model: torch.nn.Module, shape: BatchShape, backward: bool) -> dict[st
         if backward:
             torch.autograd.backward(loss)
     model.zero_grad()
-    return {f"{part}_bytes": meter.peak_by_category[part] for part in workload.PARTS}
 
 
 def _predict_step(model: torch.nn.Module, train: TrainConfig, shape: BatchShape) -> dict[str, int]:
-    """The larger of two peaks: going back, and the optimizer's, when all gradients are there."""
     trainable = [p for p in model.parameters() if p.requires_grad]
+    return with_optimizer(_trace(model, shape, backward=True), trainable, train, shape)
+
+
+def with_optimizer(
+    passed: Mapping[str, int],
+    trainable: list[torch.nn.Parameter],
+    train: TrainConfig,
+    shape: BatchShape,
+) -> dict[str, int]:
+    """The larger of two peaks: going back, and the optimizer's, when all gradients are there."""
     state = optimizer_bytes(trainable, train.optimizer)
-    passing = {**_trace(model, shape, backward=True), "optimizer_bytes": state}
+    passing = {**passed, "optimizer_bytes": state}
     # torch's AdamW makes two temporary tensors of a parameter's size, one parameter after another.
     scratch = 2 * max(p.nbytes for p in trainable) if train.optimizer == "adamw" else 0
     batch_bytes = 3 * 8 * shape.rows * shape.columns

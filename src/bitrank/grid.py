@@ -65,10 +65,7 @@ def expand(arguments: Sequence[str]) -> Grid:
     Raises:
         UserError: an override that cannot be read, or the faults of all points at once.
     """
-    given = {o.get_key_element(): o for o in _parse(arguments)}
-    swept = {key: o for key, o in given.items() if o.is_sweep_override()}
-    fixed = tuple(_write(o) for key, o in given.items() if key not in swept)
-    axes = {key: _values(o) for key, o in swept.items()}
+    fixed, axes = read_axes(arguments)
     points: dict[str, Point] = {}
     faults: dict[str, list[str]] = {}
     with composition.composing() as compose_one:
@@ -85,6 +82,18 @@ def expand(arguments: Sequence[str]) -> Grid:
         raise UserError(_tell(faults, len(points)))
     names = {key.lstrip("+"): values for key, values in axes.items()}
     return Grid(axes=names, fixed=fixed, points=list(points.values()))
+
+
+def read_axes(arguments: Sequence[str]) -> tuple[tuple[str, ...], dict[str, list[str]]]:
+    """What all points have, as overrides; and the values of what is varied.
+
+    Raises:
+        UserError: an override that cannot be read.
+    """
+    given = {o.get_key_element(): o for o in _parse(arguments)}
+    swept = {key: o for key, o in given.items() if o.is_sweep_override()}
+    fixed = tuple(_write(o) for key, o in given.items() if key not in swept)
+    return fixed, {key: _values(o) for key, o in swept.items()}
 
 
 def _parse(arguments: Sequence[str]) -> list[Override]:

@@ -20,7 +20,7 @@ from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
-from bitrank import composition, environment, pipeline, tracking, workspace
+from bitrank import composition, environment, fitting, pipeline, tracking, workspace
 from bitrank.errors import UserError
 from bitrank.grid import Grid, Point, expand
 from bitrank.manifest import SweepFolder
@@ -67,6 +67,7 @@ def run_sweep(arguments: Sequence[str], config: DictConfig, launcher: Launcher) 
         waiting = [p for p in grid.points if sweep.outcome(p.key).status != "done"]
         _announce(sweep, grid, len(waiting))
         if waiting:
+            _check_memory(waiting, config)
             _run(sweep, waiting, config, launcher)
         _publish(lambda: tracking.publish_sweep(sweep.folder, config.tracking.experiment))
     except UserError as error:
@@ -126,6 +127,22 @@ def _announce(sweep: SweepFolder, grid: Grid, num_waiting: int) -> None:
     print(f"sweep {sweep.sweep}: {num_points} points{f' ({varied})' if varied else ''}")
     print(f"{num_points - num_waiting} done before, {num_waiting} to run; kept in {sweep.folder}",
           flush=True)  # fmt: skip
+
+
+def _check_memory(points: Sequence[Point], config: DictConfig) -> None:
+    """Name the points that will not fit this machine; a cluster's nodes are not known here."""
+    if "slurm" in config.hydra.launcher._target_.lower():
+        return
+    found = list(fitting.find_misfits(points))
+    for misfit in found:
+        kind = "does not fit" if misfit.certain else "warning"
+        LOG.warning("%s: %s: %s", kind, misfit.key, misfit.reason)
+    certain = [misfit.key for misfit in found if misfit.certain]
+    if certain and config.sweep.oversized != "run":
+        raise UserError(
+            f"{len(certain)} of {len(points)} points cannot fit: leave them out, take a smaller "
+            "model or precision, or add sweep.oversized=run to start them all the same"
+        )
 
 
 def _run(
