@@ -131,5 +131,4 @@ def _describe_tiny(source: TinyModel) -> dict[str, Any]:
         "num_key_value_heads": 2,
         "max_position_embeddings": 512,
         "tie_word_embeddings": False,
-        "dtype": "float32",
     }
