@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from conftest import ROOT
 from typer.testing import CliRunner, Result
 
-from bitrank import cli, plan_checks, plan_tables
+from bitrank import cli, plan_checks, plan_command, plan_tables
 from bitrank.errors import UserError
 
 PAGE = ROOT / "docs" / "choosing.md"
@@ -47,6 +48,20 @@ def test_a_plan_of_a_grid_is_a_row_for_each() -> None:
         assert word in answer.stdout, word
     table = [line for line in lines if line.startswith(("what", "LoRA", "QLoRA"))]
     assert max(map(len, table)) <= 100
+
+
+def test_a_terminal_of_100_columns_holds_the_table(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    row = ["QLoRA nf4 r256 ckpt 16x2048", "1,234.56", "1,234.56", "1,234.56", "1,234.56",
+           "perhaps", "131,072", "1,048,576", "0.0123", "0.0123"]  # fmt: skip
+    plan_command._show(["what (GiB)", *plan_tables.HEADER[1:]], [row])
+    plan_command._say("a sentence " * 30)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 100
+    assert all(any(cell in line for line in lines) for cell in row)
 
 
 def test_json_has_every_part_and_every_definition() -> None:
