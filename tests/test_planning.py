@@ -199,6 +199,22 @@ def test_gpus_are_found_by_name() -> None:
             accelerators.find_gpu(name, known)
 
 
+@pytest.mark.parametrize(
+    ("called", "name"),
+    [
+        ("NVIDIA A100-SXM4-40GB", "A100 40GB"),
+        ("NVIDIA H100 PCIe", "H100 PCIe"),
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("Tesla T4", "T4"),
+        ("NVIDIA L40S", "L40S"),
+        ("NVIDIA L40", None),
+    ],
+)
+def test_the_system_s_name_of_a_gpu_is_recognized(called: str, name: str | None) -> None:
+    found = accelerators.recognize(called, accelerators.read_gpus(ROOT / accelerators.GPUS))
+    assert (found.name if found else None) == name
+
+
 def test_a_gpu_without_a_field_is_told(tmp_path: Path) -> None:
     records.write_text(tmp_path / "gpus.yaml", "- {name: Mine, memory_mib: 1}\n")
     with pytest.raises(UserError, match="Mine has no tflops"):

@@ -109,8 +109,7 @@ def this_gpu(known: Sequence[Accelerator]) -> Accelerator | None:
     if not gpus:
         return None
     gpu = min(gpus, key=lambda found: int(found["memory_bytes"]))
-    listed = [one for one in known if _plain(one.name) in _plain(gpu["name"])]
-    best = max(listed, key=lambda one: len(one.name), default=None)
+    best = recognize(gpu["name"], known)
     return Accelerator(
         name=f"this machine's {gpu['name']}",
         kind="gpu",
@@ -119,6 +118,17 @@ def this_gpu(known: Sequence[Accelerator]) -> Accelerator | None:
         bytes_per_second=best.bytes_per_second if best else None,
         dtype=best.dtype if best else "bfloat16",
     )
+
+
+def recognize(name: str, known: Sequence[Accelerator]) -> Accelerator | None:
+    """The entry whose words all stand in what nvidia-smi calls a GPU; of several the longest."""
+    words = set(_words(name))
+    fitting = [gpu for gpu in known if set(_words(gpu.name)) <= words]
+    return max(fitting, key=lambda gpu: len(gpu.name), default=None)
+
+
+def _words(name: str) -> list[str]:
+    return re.findall(r"[a-z0-9]+", name.lower())
 
 
 def _plain(name: str) -> str:

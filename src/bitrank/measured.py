@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from bitrank import hardware, paths, records, schema
+from bitrank import accelerators, hardware, paths, records, schema
 from bitrank.accelerators import Accelerator
 from bitrank.config import ModelConfig, PrecisionConfig
 from bitrank.errors import UserError
@@ -134,7 +134,10 @@ def _is_of(measured: Measured, device: Accelerator) -> bool:
     gpus = [gpu["name"] for gpu in told.get("gpus", [])]
     ran_on = measured.record.treatment.get("device")
     if device.kind == "gpu":
-        return ran_on == "cuda" and any(name in device.name for name in gpus)
+        known = accelerators.read_gpus()
+        listed = {found.name for name in gpus if (found := accelerators.recognize(name, known))}
+        same = device.name in listed or any(name in device.name for name in gpus)
+        return ran_on == "cuda" and same
     here = hardware.fingerprint()["cpu"]
     cpu = told.get("cpu", {})
     same = all(cpu.get(name) == here[name] for name in ("model", "cores", "features"))

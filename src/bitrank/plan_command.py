@@ -88,9 +88,9 @@ def _plan(asked: Asked, as_json: bool) -> None:
     original = planning.original_bytes(first, known.settings) if plans else None
     if as_json:
         about = {"model": first.model.name, "architecture": dict(vars(known)),
-                 "targets": asked.targets, "price_per_hour": asked.price,
-                 "original_bytes": original}  # fmt: skip
-        print(json.dumps(plan_tables.to_json(plans, missing, chosen, speed, about), indent=2))
+                 "targets": asked.targets, "original_bytes": original}  # fmt: skip
+        body = plan_tables.to_json(plans, missing, chosen, speed, asked.price, about)
+        print(json.dumps(body, indent=2))
         return
     _head(first, known.source, chosen, speed, asked.targets)
     if plans:

@@ -114,18 +114,21 @@ def to_json(
     unplanned: Sequence[Unplanned],
     device: Accelerator,
     speed: Speed | None,
+    price: float | None,
     about: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Everything, in bytes and seconds; null is unknown."""
     return {
         "schema_version": 1,
         **about,
+        "price_per_hour": price,
         "device": vars(device),
         "speed": None if speed is None else vars(speed),
         "definitions": DEFINITIONS,
         "plans": [
             {**{name: value for name, value in vars(plan).items() if name != "work"},
              "tensor_bytes": plan.tensor_bytes, "needed_bytes": plan.needed_bytes,
+             "cost_per_million_tokens": cost(plan.seconds_per_million, price),
              "work": vars(plan.work)}
             for plan in plans
         ],
@@ -192,5 +195,11 @@ def _hours(seconds: float | None) -> str:
     return f"{hours:.3g}"
 
 
+def cost(seconds: float | None, price: float | None) -> float | None:
+    """Of these seconds, at a price an hour."""
+    return None if seconds is None or price is None else seconds / 3600 * price
+
+
 def _cost(seconds: float | None, price: float | None) -> str:
-    return "-" if seconds is None or price is None else f"{seconds / 3600 * price:.3g}"
+    found = cost(seconds, price)
+    return "-" if found is None else f"{found:.3g}"
