@@ -225,12 +225,11 @@ def _show(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     if not sys.stdout.isatty():
         terminal.show_table(header, rows)
         return
-    from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    drawn = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    drawn = Table(box=None, padding=(0, 1, 0, 0))
     for number, name in enumerate(header):
         drawn.add_column(name, justify="right" if number else "left")
     for row in rows:

@@ -181,7 +181,8 @@ def show(value: float) -> str:
 
 
 def _size(value: int, unit: int) -> str:
-    return f"{value / unit:,.2f}" if unit == GIB else f"{value / unit:,.0f}"
+    digits = 2 if unit == GIB and value < 1000 * GIB else 0
+    return f"{value / unit:,.{digits}f}"
 
 
 def _count(value: int | None) -> str:
