@@ -197,7 +197,7 @@ def _head(
     _say(f"{run.model.name}, from {source}")
     _say(f"on {device.name}{memory}; computed in {run.precision.compute_dtype}")
     rows = "all but the first token" if targets is None else f"the last {targets} tokens"
-    print(f"rows of `data.max_sequence_tokens`, {rows} of each trained")
+    print(f"rows as long as `data.max_sequence_tokens`, {rows} of each trained")
     print(
         f"time: {speed.source}" if speed else "time: no ceiling is known of this device; --device"
     )
@@ -206,7 +206,7 @@ def _head(
 def _legend(price: float | None) -> None:
     from bitrank.planning import DEFINITIONS
 
-    for name in ("tensors", "assumed", "fits", "longest", "largest", "time"):
+    for name in ("trained", "tensors", "assumed", "fits", "longest", "largest", "time"):
         _say(f"{LEGEND.get(name, name)}: {DEFINITIONS[name]}")
     if price is not None:
         _say(f"cost: {DEFINITIONS['cost']}")
@@ -237,7 +237,12 @@ def _show(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     Console().print(drawn)
 
 
-LEGEND = {"tensors": "needed: tensors", "assumed": "and", "largest": "rows", "time": "h/1M"}
+LEGEND = {
+    "tensors": "needed, first",
+    "assumed": "needed, on top",
+    "largest": "rows",
+    "time": "h/1M",
+}
 """What the table calls it, or how a sentence about it begins."""
 
 

@@ -33,6 +33,7 @@ DEFINITIONS = {
     "tensors": "bytes of all tensors at the peak of a training step, traced on the meta device; "
     "measured runs of this project agree to the byte on a CPU; not measured on a GPU, for which "
     "quantized layers are taken to hold what bitsandbytes holds on a CPU",
+    "trained": "adapter, gradients and the optimizer's state, at that peak",
     "assumed": "not predicted but assumed: on a GPU 0.75 GiB for CUDA's context and libraries, on "
     "a CPU 0.45 GiB for the process after its imports; and what the allocator loses, 8 % (GPU) or "
     "60 % (CPU) of all tensors but the weights",
