@@ -6,8 +6,8 @@ from pathlib import Path
 
 from toy_project import Toy
 
-HUGE = ("model=llama2_70b", "adapter=full", "precision=fp32")
-"""A terabyte of weights, gradients and moments."""
+HUGE = ("model=llama2_70b", "adapter.rank=1024", "precision=fp32")
+"""More than 400 GiB of weights, adapter and moments."""
 
 
 def test_points_that_cannot_fit_are_refused_unless_told(tmp_path: Path) -> None:
