@@ -9,7 +9,7 @@ unexport PYTHONHOME
 unexport VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro test test-system lint ui paper clean
+.PHONY: help install repro test test-system methods lint ui paper clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -31,6 +31,9 @@ test: $(INSTALLED) lint ## lint, types, layers, and the tests that need no GPU a
 
 test-system: $(INSTALLED) ## the tests that need programs that pip cannot install; names what is missing
 	sh tests/system/check.sh
+
+methods: $(INSTALLED) ## every adapter method on every precision on a tiny model; writes docs/methods.md
+	PYTHONPATH=src HF_HUB_OFFLINE=1 python benchmarks/methods.py
 
 lint: $(INSTALLED) ## ruff, mypy --strict, import-linter
 	ruff check

@@ -11,8 +11,9 @@ from typing import Literal
 import torch
 
 from bitrank import batches, prompts
+from bitrank.adapter_config import LoraAdapter
 from bitrank.config import PrecisionConfig
-from bitrank.tuning import LoraAdapter, TrainConfig
+from bitrank.tuning import TrainConfig
 from bitrank.workload import GlobalBatch
 
 Dtype = Literal["float32", "bfloat16", "float16"]

@@ -156,7 +156,7 @@ def _trl(model: Any, rows: Rows, run: config.RunConfig, scratch: str, **settings
         **settings,
     )
     pairs = [{"prompt": row["prompt"], "completion": row["answer"]} for row in rows]
-    for _, layer in adapters.lora_layers(model):
+    for _, layer in adapters.adapted_layers(model):
         layer.lora_variant.clear()  # bitrank's own forward pass; a user of TRL has PEFT's
     trainable = [p for p in model.parameters() if p.requires_grad]
     kept = [parameter.detach().clone() for parameter in trainable]
@@ -257,7 +257,7 @@ def _ids(row: Any) -> tuple[list[int], list[int]]:
 
 def _forward_of(model: Any) -> str:
     """What computes the adapters' updates: a variant's name, or PEFT's own."""
-    _, layer = next(adapters.lora_layers(model))
+    _, layer = next(adapters.adapted_layers(model))
     return next((type(held).__name__ for held in layer.lora_variant.values()), "PEFT")
 
 

@@ -77,7 +77,7 @@ def link(target: Path, source: Path) -> None:
 def make_adapter(base: Path, folder: Path, compose: Callable[..., RunConfig]) -> Path:
     """An adapter that changes what the base computes, as `train` leaves it."""
     model = adapters.attach_adapter(models.load_model(base), compose().adapter, 0)
-    for _, layer in adapters.lora_layers(model):
+    for _, layer in adapters.adapted_layers(model):
         torch.nn.init.normal_(layer.lora_B["default"].weight, std=0.2)
     known = chain.check_base(base)
     stamp = chain.Stamp(

@@ -78,7 +78,9 @@ def base(original: Path) -> PreTrainedModel:
 
 
 def attached(base: PreTrainedModel, run: config.RunConfig) -> list[str]:
-    return [name for name, _ in adapters.lora_layers(adapters.attach_adapter(base, run.adapter, 0))]
+    return [
+        name for name, _ in adapters.adapted_layers(adapters.attach_adapter(base, run.adapter, 0))
+    ]
 
 
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES))
@@ -151,8 +153,8 @@ def test_blocks_are_chosen_and_only_they_are_adapted(
     assert live["num_adapted_layers"] == 5 * len(blocks)
     adapters.save_adapter(model, tmp_path, chain.Stamp(base_hash="b", data_hash="d"))
     again = adapters.load_adapter(models.build_tiny(64, 2, 0)[0], tmp_path, "b")
-    names = [name for name, _ in adapters.lora_layers(again)]
-    assert names == [name for name, _ in adapters.lora_layers(model)]
+    names = [name for name, _ in adapters.adapted_layers(again)]
+    assert names == [name for name, _ in adapters.adapted_layers(model)]
 
 
 @pytest.mark.parametrize(
@@ -202,7 +204,7 @@ def test_dora_merges_into_rows_of_the_trained_lengths(
     after = weights.linear_layers(models.load_model(tmp_path / "m", CPU))
     tuned = adapters.load_adapter(base, tmp_path / "adapter", identity.hash_weights(folder))
     moved = 0.0
-    for name, layer in adapters.lora_layers(tuned):
+    for name, layer in adapters.adapted_layers(tuned):
         a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
         length = layer.lora_magnitude_vector["default"].weight
         direction = before[name] + 2.0 * b @ a

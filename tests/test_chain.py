@@ -181,6 +181,7 @@ def test_the_stamps_tell_the_whole_chain(
     expected: dict[str, Any] = {
         "original_hash": identity.hash_weights(original),
         "base_hash": identity.hash_weights(base),
+        "method": "lora",
         "adapter_hash": identity.hash_weights(adapter),
         "data_hash": identity.hash_files(prepared),
         "template_hash": template["template_hash"],

@@ -17,7 +17,8 @@ CONF = Path(__file__).parents[1] / "conf"
 NEEDS = {"model=local": ["model.source.path=x"], "model=hub": ["model.source.repo=a/b"],
          "data=jsonl": ["data.rows.path=x"], "data=csv": ["data.rows.path=x"],
          "data=parquet": ["data.rows.path=x"], "data=hub": ["data.rows.repo=a/b"]}  # fmt: skip
-FITS = {**NEEDS, "adapter=full": ["precision=fp32"]}
+PLAIN = ("adapter=full", "adapter=pissa", "adapter=olora")
+FITS = {**NEEDS, **{option: ["precision=fp32"] for option in PLAIN}}
 OPTIONS = sorted(
     f"{file.parent.name}={file.stem}"
     for file in CONF.glob("*/*.yaml")

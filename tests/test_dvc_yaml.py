@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "bitrank"
 COMPUTES_NOTHING = {
     "errors", "schema", "pins", "data_config", "config", "paths", "records", "artifacts",
-    "progress", "hardware", "devices", "stage", "tuning", "processes",
+    "progress", "hardware", "devices", "stage", "tuning", "processes", "adapter_config",
 }  # fmt: skip
 TRACKING = "record"
 """The one stage that computes nothing: it is to run when a record changed, not when code did."""

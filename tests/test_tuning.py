@@ -20,7 +20,7 @@ from bitrank.errors import ConfigError
         (["adapter.layers=last 0"], '`adapter.layers` must be null, a list of .* or "last N"'),
         (["adapter.layers=3"], "`adapter.layers` must be a list or text, got 3"),
         (["adapter.layers=[a]"], r"`adapter.layers\[0\]` must be a whole number, got 'a'"),
-        (["adapter.method=ia3"], "`adapter.method` must be one of lora, full, got 'ia3'"),
+        (["adapter.method=ia4"], "`adapter.method` must be one of lora, dora, .*full, got 'ia4'"),
         (["adapter.use_dora=true", "precision=int8"], "`adapter.use_dora` does not work on int8"),
         (["train.optimizer=sgd"], "`train.optimizer` must be one of adamw, adamw_8bit"),
         (["train.optimizer=paged_adamw_8bit"], "`train.optimizer` paged_adamw_8bit needs CUDA"),

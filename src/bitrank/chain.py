@@ -49,8 +49,10 @@ class Stamp:
     original_hash: str | None = None
     template_hash: str | None = None
     first_weights_hash: str | None = None
-    """Of all A matrices as they were drawn; null in full fine-tuning too, which draws none."""
+    """Of what the seed decided; null in full fine-tuning too, where it decides nothing."""
     stopped_at_step: int | None = None
+    method: str | None = None
+    """`adapter.method`; filled in when the adapter is written."""
     adapter_hash: str | None = None
     """Of the weights beside the stamp; filled in when they are written."""
 
@@ -59,9 +61,12 @@ class Stamp:
 class MergedStamp:
     """What a merged model was made of."""
 
-    merged_hash: str
+    merged_hash: str | None
+    """Null: there is none."""
     added_to_hash: str
     adapter: Stamp
+    why_not: str | None = None
+    """Why there is none: the method adds what no weight can hold."""
 
 
 def write_stamp(folder: Path, stamp: BaseStamp | Stamp | MergedStamp) -> None:
@@ -138,7 +143,8 @@ def check_merged(folder: Path) -> MergedStamp:
         stamp = MergedStamp(**{**body, "adapter": Stamp(**body["adapter"])})
     except (TypeError, KeyError):
         raise UserError(_unfit(folder, "`dvc repro merge`")) from None
-    _check_weights(folder, stamp.merged_hash, "merge")
+    if stamp.merged_hash is not None:
+        _check_weights(folder, stamp.merged_hash, "merge")
     return stamp
 
 

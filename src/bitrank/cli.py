@@ -233,7 +233,7 @@ def predict(
         for answer in prediction.predict(whole, device, length):
             bar.advance(model=answer.subject)
             if answer.missing:
-                made = f"not there yet: dvc repro {answer.missing}"
+                made = answer.why_not or f"not there yet: dvc repro {answer.missing}"
                 rows.append((answer.subject, "", made, ""))
                 continue
             choices = ", ".join(f"{c.strip()} {share:.0%}" for c, share in answer.choices)

@@ -15,10 +15,11 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from bitrank import schema
+from bitrank.adapter_config import AdapterConfig, FullAdapter, PrefixTuningAdapter
 from bitrank.data_config import DataConfig as DataConfig
 from bitrank.errors import ConfigError, UserError
 from bitrank.pins import Benchmark, Faults, HubModel, LocalModel, PypiModel, TinyModel
-from bitrank.tuning import AdapterConfig, FullAdapter, TrainConfig
+from bitrank.tuning import TrainConfig
 
 BLOCK_SIZES = (32, 64, 128, 256, 512, 1024)
 
@@ -201,18 +202,16 @@ class RunConfig:
 
     def faults(self) -> Faults:
         """What two sections say against each other."""
-        if isinstance(self.adapter, FullAdapter):
-            if self.precision.quant_type is not None:
-                yield (
-                    "adapter.method",
-                    f"full trains every weight, which {self.precision.quant_type} weights cannot "
-                    "be: add precision=fp32, or take adapter=lora",
-                )
-            if self.merge.base == "original":
-                yield "merge.base", "must be dequantized: full fine-tuning has no update to add"
-        elif self.adapter.use_dora and self.precision.quant_type == "int8":
-            # Int8Params lose their scales when PEFT reads a weight's length (bitsandbytes 0.50).
-            yield "adapter.use_dora", "does not work on int8 weights: add precision=nf4 or fp32"
+        for name, message in self.adapter.faults_on(self.precision.quant_type):
+            yield f"adapter.{name}", message
+        if isinstance(self.adapter, FullAdapter) and self.merge.base == "original":
+            yield "merge.base", "must be dequantized: full fine-tuning has no update to add"
+        if isinstance(self.adapter, PrefixTuningAdapter) and self.train.gradient_checkpointing:
+            yield (
+                "train.gradient_checkpointing",
+                "must be false: what prefix_tuning puts before a row is dropped when activations "
+                "are computed anew; or take adapter=prompt_tuning",
+            )
         optimizer, device = self.train.optimizer, self.runtime.device
         if optimizer.startswith("paged_") and device != "cuda":
             yield (

@@ -24,10 +24,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from bitrank import adapters, batches, meters, models, stand_ins, steps, weights, workload
+from bitrank.adapter_config import AdapterConfig, LoraAdapter, PrefixTuningAdapter
 from bitrank.config import PrecisionConfig
 from bitrank.errors import UserError
 from bitrank.stand_ins import META
-from bitrank.tuning import AdapterConfig, FullAdapter, TrainConfig
+from bitrank.tuning import TrainConfig
 
 DEFINITION = (
     "the same pass over a batch of the same shape, with the architecture of config.json on the "
@@ -88,8 +89,9 @@ def predict_phases(
             "load": {"weights_bytes": base_bytes},
             "train": _predict_step(model, train, shape),
             "evaluate": _trace(model.eval(), shape, backward=False),
-            "merge": _predict_merge(model, precision, base_bytes),
         }
+        if adapters.method_of(model).not_merged is None:
+            found["merge"] = _predict_merge(model, precision, base_bytes)
     return {phase: _with_peak(parts) for phase, parts in found.items()}
 
 
@@ -152,8 +154,10 @@ def build(
     train: TrainConfig,
 ) -> adapters.Tuned:
     """The model that a run trains, on the meta device, in training mode."""
-    if not isinstance(adapter, FullAdapter) and adapter.use_dora and precision.quant_type:
+    if isinstance(adapter, LoraAdapter) and adapter.use_dora and precision.quant_type:
         raise PredictionError("DoRA of a quantized base reads the weights, which are not there")
+    if isinstance(adapter, PrefixTuningAdapter):
+        raise PredictionError("the attention over keys that are trained is not modelled")
     if "model_type" not in settings:
         raise PredictionError("config.json names no `model_type`")
     kept = {name: value for name, value in settings.items() if name not in LOADING}
@@ -168,6 +172,9 @@ def build(
             for layer in weights.linear_layers(base).values():
                 stand_ins.QuantizedLayer.take_the_place_of(layer, precision)
         model = adapters.attach_adapter(base, adapter, workload.SEED)
+    if adapters.method_of(model).copies_results:
+        for _, layer in adapters.adapted_layers(model):
+            layer.get_base_layer().is_copied = True
     steps.keep_activations(base, train)
     return cast(PreTrainedModel, model.train())
 
@@ -244,7 +251,7 @@ def _predict_merge(
     model: adapters.Tuned, precision: PrecisionConfig, base_bytes: int
 ) -> dict[str, int]:
     """Base and adapter stay beside the plain model that is made, and the largest layer's sum."""
-    own = sum(p.nbytes for name, p in model.named_parameters() if weights.ADAPTER in name)
+    own = sum(held.nbytes for held in weights.adapter_tensors(model))
     base = cast(Any, model).get_base_model() if own else model
     layers = weights.linear_layers(base).values()
     dtype = getattr(torch, precision.weight_dtype)
@@ -252,20 +259,25 @@ def _predict_merge(
     # The codes of 4-bit layers stay: the layers are in reference cycles, so only the collector of
     # garbage frees them, and it need not run.
     inside = 0 if precision.block_size else sum(layer.weight.nbytes for layer in layers)
-    # The product and its sum with the weight are fp32; other types add an fp32 copy of the weight.
-    copies = 2 if dtype == torch.float32 else 3
-    adapted = [layer.in_features * layer.out_features for _, layer in adapters.lora_layers(model)]
+    method = adapters.method_of(model)
+    # What a method makes is fp32; other types add an fp32 copy of the weight.
+    copy = 0 if dtype == torch.float32 else 4
+    making = [
+        method.merge_bytes(layer) + copy * layer.in_features * layer.out_features
+        for _, layer in adapters.adapted_layers(model)
+        if method.merge_copies
+    ]
     return {
         "weights_bytes": base_bytes,
         "adapter_bytes": own,
-        "merged_bytes": base_bytes - inside + dtype.itemsize * sum(sizes)
-        + copies * 4 * max(adapted, default=0),
+        "merged_bytes": base_bytes - inside + dtype.itemsize * sum(sizes) + max(making, default=0),
     }  # fmt: skip
 
 
 def _base_tensors(model: torch.nn.Module) -> Iterator[torch.Tensor]:
-    own = {id(p) for name, p in model.named_parameters() if weights.ADAPTER in name}
-    return (held for held in meters.reachable_tensors(model) if id(held) not in own)
+    own = {id(held) for held in weights.adapter_tensors(model)}
+    base = cast(Any, model).get_base_model() if own else model
+    return (held for held in meters.reachable_tensors(base) if id(held) not in own)
 
 
 def _bytes(tensors: Iterator[torch.Tensor]) -> int:

@@ -30,6 +30,7 @@ from bitrank import (
     records,
     tasks,
     treatment,
+    unmerged,
     weights,
 )
 from bitrank.artifacts import whole_folder
@@ -56,6 +57,10 @@ def evaluate_model(
         raise UserError(
             f"there is no model {subject!r} to evaluate; choose from {', '.join(paths.SUBJECTS)}"
         )
+    return unmerged.tell(subject) or _evaluate(subject, evaluate, runtime)
+
+
+def _evaluate(subject: str, evaluate: EvaluateConfig, runtime: RuntimeConfig) -> records.Record:
     device = environment.prepare_runtime(runtime)
     trained = tasks.trained_task(paths.PREPARED)
     benchmarks = evaluate.benchmarks if subject in evaluate.benchmark_subjects else []

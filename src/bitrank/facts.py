@@ -20,8 +20,8 @@ class Fact:
     path: str
     """Stage, part and keys, joined by dots."""
     kind: Kind | None = None
-    of_lora: bool = False
-    """Full fine-tuning has no such thing."""
+    of_some: bool = False
+    """LoRA has such a thing, and not every method: left out where another's record tells none."""
 
 
 ASKED = (
@@ -56,14 +56,14 @@ ASKED = (
 )
 ADAPTER = (
     Fact("method", "train.treatment.adapter.method"),
-    Fact("rank", "train.treatment.adapter.rank", of_lora=True),
-    Fact("factor of the update", "train.treatment.adapter.scaling", of_lora=True),
-    Fact("DoRA", "train.treatment.adapter.use_dora", of_lora=True),
-    Fact("rsLoRA", "train.treatment.adapter.use_rslora", of_lora=True),
-    Fact("dropout", "train.treatment.adapter.dropout", of_lora=True),
-    Fact("adapted layers", "train.treatment.adapter.num_adapted_layers", of_lora=True),
-    Fact("their names", "train.treatment.adapter.target_modules", of_lora=True),
-    Fact("their blocks", "train.treatment.adapter.blocks", of_lora=True),
+    Fact("rank", "train.treatment.adapter.rank", of_some=True),
+    Fact("factor of the update", "train.treatment.adapter.scaling", of_some=True),
+    Fact("DoRA", "train.treatment.adapter.use_dora", of_some=True),
+    Fact("rsLoRA", "train.treatment.adapter.use_rslora", of_some=True),
+    Fact("dropout", "train.treatment.adapter.dropout", of_some=True),
+    Fact("adapted layers", "train.treatment.adapter.num_adapted_layers", of_some=True),
+    Fact("their names", "train.treatment.adapter.target_modules", of_some=True),
+    Fact("their blocks", "train.treatment.adapter.blocks", of_some=True),
     Fact("type of its weights", "train.treatment.adapter.dtypes"),
     Fact("type of the norms", "train.treatment.dtypes.norms"),
     Fact("type of the embeddings", "train.treatment.dtypes.embeddings"),
@@ -75,11 +75,25 @@ ADAPTER = (
     Fact("trainable parameters", "train.result.num_trainable_parameters"),
     Fact("share of all parameters", "train.result.trainable_share"),
     Fact("trainable outside the adapter", "train.treatment.adapter.trainable_outside_adapter",
-         of_lora=True),
+         of_some=True),
     Fact("size on disk", "train.result.adapter_bytes"),
     Fact("gradient checkpointing", "train.treatment.gradient_checkpointing"),
     Fact("accumulated passes a step", "train.treatment.gradient_accumulation_steps"),
 )  # fmt: skip
+OTHER_METHODS = (
+    Fact("stored as", "train.treatment.adapter.stored_as", of_some=True),
+    Fact("layers whose inputs are scaled", "train.treatment.adapter.scaled_inputs", of_some=True),
+    Fact("frozen shared weights", "train.treatment.adapter.num_frozen_shared", of_some=True),
+    Fact("first factor of the ranks", "train.treatment.adapter.first_factor", of_some=True),
+    Fact("inputs rotated together", "train.treatment.adapter.block_size", of_some=True),
+    Fact("width of the bottleneck", "train.treatment.adapter.size", of_some=True),
+    Fact("its bend", "train.treatment.adapter.activation", of_some=True),
+    Fact("vectors before each row", "train.treatment.adapter.num_virtual_tokens", of_some=True),
+    Fact("what they begin as", "train.treatment.adapter.first_tokens", of_some=True),
+    Fact(
+        "width of the network that makes them", "train.treatment.adapter.hidden_size", of_some=True
+    ),
+)
 _PROCESS = "measure.observation.process_memory"
 PROCESS_MEMORY = (
     Fact("after the imports", f"{_PROCESS}.after_import_bytes"),
@@ -107,7 +121,7 @@ _OF_A_PHASE: tuple[tuple[str, str, Kind], ...] = (
 )
 PHASE_MEMORY = (
     *(
-        Fact(f"{label}: {what}", f"measure.result.{phase}_memory.{key}", kind)
+        Fact(f"{label}: {what}", f"measure.result.{phase}_memory.{key}", kind, phase == "merge")
         for phase, label in _PHASES.items()
         for what, key, kind in _OF_A_PHASE
     ),
@@ -147,7 +161,7 @@ QUANTIZATION = (
     Fact("relative error (Frobenius norm)", "quantize.result.relative_error"),
 )
 MERGE = (
-    Fact("the update is added to", "merge.treatment.base", of_lora=True),
+    Fact("the update is added to", "merge.treatment.base", of_some=True),
     Fact("type of the weights", "merge.treatment.dtype"),
     Fact("size", "merge.result.size_bytes"),
     Fact("merged layers", "merge.result.num_merged_layers"),
@@ -159,9 +173,9 @@ MERGE = (
 )
 _STEP = "fidelity.result.update_to_step"
 UPDATE = (
-    Fact("update over step, the layer in the middle", f"{_STEP}.median"),
-    Fact("update over step, smallest", f"{_STEP}.smallest"),
-    Fact("update over step, largest", f"{_STEP}.largest"),
+    Fact("update over step, the layer in the middle", f"{_STEP}.median", of_some=True),
+    Fact("update over step, smallest", f"{_STEP}.smallest", of_some=True),
+    Fact("update over step, largest", f"{_STEP}.largest", of_some=True),
     Fact("update: definition", "fidelity.treatment.update_definition"),
     Fact("step: definition", "fidelity.treatment.step_definition"),
 )
@@ -188,9 +202,9 @@ AUDIT = (
 def facts_table(run: Run, name: str, title: str, facts: tuple[Fact, ...]) -> Table:
     rows = []
     for fact in facts:
-        if fact.of_lora and run.is_full:
-            continue
         stage, *keys = fact.path.split(".")
+        if fact.of_some and run.method != "lora" and run.find(stage, *keys) is None:
+            continue
         rows.append([Cell(fact.label, fact.path), look_up(run, stage, *keys, kind=fact.kind)])
     return Table(name=name, title=title, columns=COLUMNS, rows=rows)
 

@@ -29,8 +29,8 @@ from bitrank import (
     codes,
     environment,
     evaluation,
-    full_tuning,
     identity,
+    methods,
     models,
     paths,
     records,
@@ -43,6 +43,7 @@ from bitrank.artifacts import whole_folder
 from bitrank.config import EvaluateConfig, FidelityConfig, RuntimeConfig, Way
 from bitrank.distances import Distances, NextTokens
 from bitrank.errors import UserError
+from bitrank.method import Method
 from bitrank.records import Item
 from bitrank.tasks import Task
 
@@ -104,7 +105,7 @@ def measure_fidelity(
     ways: dict[str, dict[str, Any]] = {}
     changes: dict[str, list[serving.Change]] = {}
     for way in fidelity.ways:
-        reason = serving.reason_against(way, bases.quantized, bases.is_full)
+        reason = serving.reason_against(way, bases.quantized, bases.method)
         ways[way] = {"reason": reason}
         if reason is None:
             served, changes[way] = bases.serve(way, tuned, bench)
@@ -158,7 +159,7 @@ class Bases:
     quantized: PreTrainedModel
     base_hash: str
     """Of the second, which the adapter was trained on."""
-    is_full: bool
+    method: Method
 
     @classmethod
     def load(cls, device: torch.device, base_hash: str) -> Bases:
@@ -166,7 +167,7 @@ class Bases:
             models.load_model(paths.ORIGINAL, keep_dtype=True),
             models.load_model(paths.QUANTIZED, device),
             base_hash,
-            full_tuning.is_saved_in(paths.ADAPTER),
+            methods.of(adapters.saved_method(paths.ADAPTER)),
         )
 
     def serve(
@@ -177,7 +178,7 @@ class Bases:
             base = models.load_model(paths.ORIGINAL, bench.device)
             return adapters.load_adapter(base, paths.ADAPTER, self.base_hash), []
         served = models.load_model(paths.QUANTIZED, bench.device)
-        if self.is_full:  # whose other weights were trained too
+        if self.method.name == "full":  # whose other weights were trained too
             served = adapters.load_adapter(served, paths.ADAPTER, self.base_hash)
         served = weights.dequantize_model(served).to(bench.dtype)
         target, changes = weights.linear_layers(served), []
@@ -185,7 +186,10 @@ class Bases:
             self.original, self.quantized, tuned, bench.fidelity.codes
         ):
             merged, change = serving.merge_layer(way, layer)
-            target[layer.name].weight.data = merged.to(bench.dtype)
+            plain = target[layer.name]
+            plain.weight.data = merged.to(bench.dtype)
+            if plain.bias is not None:
+                plain.bias.data = layer.updated_bias(plain.bias.data.float()).to(bench.dtype)
             changes += [change] if change else []
         return served, changes
 

@@ -10,13 +10,20 @@ from collections.abc import Iterator
 
 from bitrank.forgetting_tables import write_forgotten
 from bitrank.provenance import live_precision
-from bitrank.run_tables import CHANGES, METRICS, compare, verdict
+from bitrank.run_tables import CHANGES, METRICS, compare, label_of, verdict
 from bitrank.runs import CONTROL, TASK, Run
 from bitrank.serving_tables import warn_of_losses, write_kept
 from bitrank.statistics import compare_unpaired
 from bitrank.tables import format_bytes, format_value, measured
 
 FOUR_BIT = ("nf4", "fp4")
+METHODS = {
+    "lora": "LoRA", "dora": "DoRA", "rslora": "rsLoRA", "pissa": "PiSSA", "olora": "OLoRA",
+    "loftq": "LoftQ", "ia3": "IA3", "vera": "VeRA", "oft": "OFT",
+    "bottleneck": "Bottleneck adapters", "prompt_tuning": "Prompt tuning",
+    "p_tuning": "P-tuning", "prefix_tuning": "Prefix tuning", "full": "Full fine-tuning",
+}  # fmt: skip
+"""`adapter.method` as a sentence names it."""
 SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
@@ -54,10 +61,19 @@ def write_brief(run: Run) -> str:
 def describe_method(run: Run) -> str:
     """Such as "QLoRA (nf4, rank 8)"; LoRA over 4-bit weights is called QLoRA."""
     precision, rank = describe_base(run), run.find("train", "treatment", "adapter", "rank")
-    if run.is_full:
-        return f"Full fine-tuning ({precision})"
-    name = "QLoRA" if precision in FOUR_BIT else "LoRA"
-    return f"{name} ({precision}, rank {format_value(rank)})"
+    method = run.method or "lora"
+    name = METHODS.get(method, method)
+    if method == "lora" and precision in FOUR_BIT:
+        name = "QLoRA"
+    told = [precision, *([f"rank {format_value(rank)}"] if rank or method == "lora" else [])]
+    return f"{name} ({', '.join(told)})"
+
+
+def describe_merge(run: Run) -> str:
+    why_not = run.find("merge", "result", "why_not")
+    if why_not:
+        return f"There is no merged model: {why_not}."
+    return f"The merged model against the {label_of(run, 'adapter')}, on the same prompts."
 
 
 def name_trained(run: Run) -> str:

@@ -24,7 +24,7 @@ from bitrank.projection import flatten, name_run, parse_yaml
 DIGITS = 6
 OF_THE_DRIVER = ("hydra", "sweep")
 """Sections that say how a sweep runs: no point's configuration has them."""
-IN_EVERY_KEY = {"precision", "precision.name", "adapter.rank", "seed"}
+IN_EVERY_KEY = {"precision", "precision.name", "adapter", "adapter.method", "adapter.rank", "seed"}
 MOST_CHARACTERS = 80
 
 

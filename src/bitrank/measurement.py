@@ -39,13 +39,14 @@ from bitrank import (
     weights,
     workload,
 )
+from bitrank.adapter_config import AdapterConfig
 from bitrank.config import MeasureConfig, PrecisionConfig, RuntimeConfig
 from bitrank.decoding import BATCHES
 from bitrank.errors import UserError
 from bitrank.estimate import BatchShape
 from bitrank.progress import Progress, progress
 from bitrank.prompts import Encoded
-from bitrank.tuning import AdapterConfig, TrainConfig
+from bitrank.tuning import TrainConfig
 from bitrank.workload import GlobalBatch, TrainStep
 
 UNTIMED = ("metered step", "matrix products", "evaluation", "merge")

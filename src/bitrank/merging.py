@@ -26,6 +26,7 @@ from bitrank import (
     models,
     paths,
     records,
+    unmerged,
     weights,
 )
 from bitrank.artifacts import whole_folder
@@ -56,6 +57,9 @@ def merge_adapter(
     """
     device = environment.prepare_runtime(runtime)
     of, stamp, named = _take_over(quantized, original, adapter, prepared, config.base)
+    why_not = adapters.why_not_merged(adapter)
+    if why_not is not None:
+        return unmerged.leave_out(why_not, named, stamp, target)
     tokenizer = models.load_tokenizer(quantized)
     base = weights.load_base(quantized, of.precision, device)
     tuned = adapters.load_adapter(base, adapter, of.base_hash)
@@ -72,19 +76,16 @@ def merge_adapter(
         merged_hash, size = identity.hash_weights(folder), models.weight_bytes(folder)
         made_of = {"added_to_hash": named["added_to_hash"], "adapter": stamp}
         chain.write_stamp(folder, chain.MergedStamp(merged_hash=merged_hash, **made_of))
+    as_asked = {"base": config.base, "dtype": config.dtype}
     return records.Record(
         stage="merge",
-        treatment={
-            "base": config.base,
-            "dtype": config.dtype,
-            **named,
-            "compared_with": _name_tuned(tuned),
-        },
+        treatment={**as_asked, **named, "compared_with": _name_tuned(tuned)},
         result={
             "merged_hash": merged_hash,
             "size_bytes": size,
             "num_merged_layers": num_layers,
             "check": check,
+            "why_not": None,
         },
         observation={},
     )
@@ -131,11 +132,13 @@ def add_updates(merged: PreTrainedModel, tuned: Any) -> int:
     """
     if isinstance(tuned, PreTrainedModel):
         return full_tuning.copy_weights(tuned, merged)
-    layers = weights.linear_layers(merged)
+    layers, method = weights.linear_layers(merged), adapters.method_of(tuned)
     count = 0
-    for name, adapted in adapters.lora_layers(tuned):
-        weight = layers[name].weight
-        weight.data = adapters.merged_weight(adapted, weight.data.float()).to(weight.dtype)
+    for name, adapted in adapters.adapted_layers(tuned):
+        weight, bias = layers[name].weight, layers[name].bias
+        weight.data = method.merged_weight(adapted, weight.data.float()).to(weight.dtype)
+        if bias is not None:
+            bias.data = method.merged_bias(adapted, bias.data.float()).to(bias.dtype)
         count += 1
     return count
 

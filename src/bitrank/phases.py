@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from bitrank import batches, merging, meters, models, weights, workload
+from bitrank import adapters, batches, merging, meters, models, weights, workload
 from bitrank.workload import GlobalBatch, TrainStep
 
 LIVE = "highest sum of the bytes of all live tensor storages during "
@@ -105,7 +105,15 @@ def meter_evaluation(model: torch.nn.Module, micro: Mapping[str, torch.Tensor]) 
 
 
 def meter_merge(model: torch.nn.Module, base_folder: Path) -> dict[str, Any]:
-    """Tensor bytes at the peak of merging the adapter of `model` into a copy of its base."""
+    """Tensor bytes at the peak of merging the adapter of `model` into a copy of its base.
+
+    Null, with the reason, for a method that is not merged.
+    """
+    why_not = adapters.method_of(model).not_merged
+    if why_not is not None:
+        parts = ("peak", "weights", "adapter", "merged")
+        unknown = dict.fromkeys(f"{part}_bytes" for part in parts)
+        return {"definition": DEFINITIONS["merge"], **unknown, "why_not": why_not}
     plain = models.load_model(base_folder, next(model.parameters()).device)
     meter = meters.TensorMeter()
     workload.register_model(meter, model)
@@ -127,5 +135,7 @@ def beside_prediction(
     measured: Mapping[str, Any], predicted: Mapping[str, int] | None
 ) -> dict[str, Any]:
     """A measurement, its prediction, and predicted / measured - 1; null where there is none."""
-    error = None if predicted is None else predicted["peak_bytes"] / measured["peak_bytes"] - 1
+    error, peak = None, measured["peak_bytes"]
+    if predicted is not None and peak is not None:
+        error = predicted["peak_bytes"] / peak - 1
     return {**measured, "predicted": predicted, "prediction_error": error}

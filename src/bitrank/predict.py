@@ -20,6 +20,7 @@ import torch
 from bitrank import (
     adapters,
     batches,
+    chain,
     conversations,
     identity,
     models,
@@ -48,6 +49,8 @@ class Answer:
     subject: str
     missing: str | None
     """The stage that makes the model, when it is not there yet; all else is then empty."""
+    why_not: str | None = None
+    """Why no stage makes it: the method is not merged."""
     held_as: str = ""
     """What the live weights are, e.g. "nf4" or "float32"."""
     text: str = ""
@@ -111,12 +114,17 @@ def predict(prompt: str, device: torch.device, max_new_tokens: int = 8) -> Itera
         if stage is None:
             yield _answer(subject, prompt, choices, stops, device, max_new_tokens)
         else:
-            yield Answer(subject=subject, missing=stage)
+            yield Answer(subject=subject, missing=stage, why_not=_why_not(subject))
 
 
 def _missing_stage(subject: str) -> str | None:
     absent = (stage for folder, stage in PARTS[subject] if not any(folder.glob("*.safetensors")))
     return next(absent, None)
+
+
+def _why_not(subject: str) -> str | None:
+    unmerged = subject == "merged" and (paths.MERGED / chain.STAMP).is_file()
+    return chain.check_merged(paths.MERGED).why_not if unmerged else None
 
 
 def _answer(

@@ -141,10 +141,11 @@ def project(run: Run, results: Path, params: Path, lock: Path, report: Path) -> 
 
 
 def name_run(flat: Mapping[str, str]) -> str:
-    """Precision, rank and seed of a flattened configuration: `nf4-r8-s0`."""
-    precision, rank, seed = (flat.get(k, "?") for k in ("precision.name", "adapter.rank", "seed"))
-    adapted = "full" if flat.get("adapter.method") == "full" else f"r{rank}"
-    return f"{precision}-{adapted}-s{seed}"
+    """Precision, method (where not LoRA), rank and seed: `nf4-r8-s0`, `nf4-dora-r8-s0`."""
+    method, rank = flat.get("adapter.method", "lora"), flat.get("adapter.rank")
+    size = [f"r{rank or '?'}"] if rank or method == "lora" else []
+    adapted = size if method == "lora" else [method, *size]
+    return "-".join([flat.get("precision.name", "?"), *adapted, f"s{flat.get('seed', '?')}"])
 
 
 def flatten(values: object, prefix: str = "") -> dict[str, str]:

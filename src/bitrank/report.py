@@ -79,7 +79,8 @@ def build_sections(run: Run) -> list[Section]:
                 tables=[table("asked", "Configuration in brief", facts.ASKED)]),
         Section(key="treatment", title="Proof of treatment",
                 text=["Read from the live models in use, not from the configuration."],
-                tables=[table("adapter", "What was trained", facts.ADAPTER),
+                tables=[table("adapter", "What was trained", facts.ADAPTER,
+                              facts.OTHER_METHODS if run.method != "lora" else ()),
                         provenance.treatment_table(run)]),
         Section(key="training", title="Training", figures=_losses(run), data=_loss_tables(run),
                 tables=[table("training", "The training run", facts.TRAINING)]),
@@ -87,9 +88,9 @@ def build_sections(run: Run) -> list[Section]:
                 data=[_layer_table(run)],
                 tables=[table("quantization", "The quantized base", facts.QUANTIZATION)]),
         Section(key="merge", title="Merge",
-                text=[f"The merged model against the {run_tables.label_of(run, 'adapter')}, on the "
-                      "same prompts."],
-                tables=[table("merge", "Merge check", facts.MERGE)]),
+                text=[findings.describe_merge(run)],
+                tables=[] if run.find("merge", "result", "why_not") else
+                       [table("merge", "Merge check", facts.MERGE)]),
         Section(key="audit", title="Data and label audit",
                 text=["Example rows, token by token, stand in data/audit/label_audit.html."],
                 tables=[table("audit", "Rows and labels", facts.AUDIT)]),

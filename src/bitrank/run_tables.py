@@ -96,6 +96,8 @@ def score_cell(run: Run, subject: str, task: str, metric: str) -> Cell:
         return Cell(MISSING)
     if task in run.benchmarks and not run.find(ANSWERING[subject], "result", "tasks", task):
         return Cell(NOT_APPLICABLE)
+    if run.find(ANSWERING[subject], "result", "why_not"):  # there is no such model
+        return Cell(NOT_APPLICABLE)
     value = run.score(subject, task, metric)
     stderr = run.score(subject, task, f"{metric}_stderr")
     return show(value) if metric.endswith(_WITHOUT_ERROR) else measured(value, stderr)
@@ -167,6 +169,7 @@ def differences_table(run: Run) -> Table:
     rows = [
         [text(name), *change_cells(run, TASK, metric, first, second)]
         for name, first, second, metrics in CHANGES
+        if not run.find(ANSWERING[second], "result", "why_not")
         for metric in metrics
     ]
     return Table(

@@ -60,7 +60,13 @@ class Run:
     @property
     def is_full(self) -> bool:
         """Whether every weight was trained: there is no adapter to speak of."""
-        return bool(self.find("train", "treatment", "adapter", "method") == "full")
+        return self.method == "full"
+
+    @property
+    def method(self) -> str | None:
+        """`adapter.method`, as the live model told it."""
+        found: str | None = self.find("train", "treatment", "adapter", "method")
+        return found
 
     @property
     def missing(self) -> list[str]:

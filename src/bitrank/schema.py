@@ -85,7 +85,11 @@ def _convert_union(
         return _convert(fits[0], value, key, faults)
     hints = [typing.get_type_hints(member) for member in members]
     tag = next(name for name in hints[0] if all(_is_literal(hint.get(name)) for hint in hints))
-    kinds = {typing.get_args(hint[tag])[0]: m for hint, m in zip(hints, members, strict=True)}
+    kinds = {
+        name: member
+        for hint, member in zip(hints, members, strict=True)
+        for name in typing.get_args(hint[tag])
+    }
     kind = value.get(tag) if isinstance(value, Mapping) else None
     if kind not in kinds:
         faults.append(f"`{key}.{tag}` must be one of {', '.join(kinds)}, got {kind!r}")

@@ -16,7 +16,7 @@ With DoRA, Δ is what the rows' trained lengths make of the sum, too. Sums are f
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ from transformers import PreTrainedModel
 from bitrank import adapters, codes, weights
 from bitrank.codes import FourBit
 from bitrank.config import CodesConfig, Way
+from bitrank.method import Method
 
 TRAINED = "adapter"
 UNMERGED: tuple[Way, ...] = ("adapter_on_original",)
@@ -46,6 +47,7 @@ class Layer:
     """W4; None where the base of the training has no 4-bit codes."""
     adapted: Any
     """What holds the update: PEFT's layer, a fully tuned one, or None."""
+    method: Method
     settings: CodesConfig
     dtype: torch.dtype
     """The base's own type: what is quantized is cast to it first, as W was."""
@@ -55,11 +57,10 @@ class Layer:
         return self.original if way in INTO_ORIGINAL else self.trained_on
 
     def updated(self, weight: torch.Tensor) -> torch.Tensor:
-        if self.adapted is None:
-            return weight
-        if isinstance(self.adapted, torch.nn.Linear):  # fully tuned: nothing is added to anything
-            return self.adapted.weight.detach().float()
-        return adapters.merged_weight(self.adapted, weight)
+        return weight if self.adapted is None else self.method.merged_weight(self.adapted, weight)
+
+    def updated_bias(self, bias: torch.Tensor) -> torch.Tensor:
+        return bias if self.adapted is None else self.method.merged_bias(self.adapted, bias)
 
     def codes_before(self) -> FourBit:
         """Of the weight without the update: W4, or Q(W)."""
@@ -79,10 +80,12 @@ class Change:
     """<Δ, Δ>"""
 
 
-def reason_against(way: Way, base: PreTrainedModel, is_full: bool) -> str | None:
+def reason_against(way: Way, base: PreTrainedModel, method: Method) -> str | None:
     """Why a way does not exist for a base and a method; None where it does."""
     types = weights.describe_precision(base)["quant_types"]
-    if is_full and way != "merged_then_quantized":
+    if method.not_merged is not None and way not in UNMERGED:
+        return method.not_merged
+    if method.name == "full" and way != "merged_then_quantized":
         return "full fine-tuning has no update that could be added to anything"
     if not types and way in (*UNMERGED, "merged_dequantized"):
         return "the base is not quantized: it is the original itself"
@@ -99,11 +102,8 @@ def read_layers(
 ) -> Iterator[Layer]:
     """Each linear layer, one at a time in memory; `base` is the base as training held it."""
     before, held = weights.linear_layers(original), weights.linear_layers(base)
-    adapted: Mapping[str, Any] = (
-        weights.linear_layers(tuned)
-        if isinstance(tuned, PreTrainedModel)
-        else dict(adapters.lora_layers(tuned))
-    )
+    method = adapters.method_of(tuned)
+    adapted = dict(adapters.adapted_layers(tuned)) if method.not_merged is None else {}
     dtype = base.get_input_embeddings().weight.dtype
     for name, layer in held.items():
         own = codes.codes_of(layer)
@@ -113,6 +113,7 @@ def read_layers(
             trained_on=weights.dequantized_weight(layer),
             own_codes=own,
             adapted=adapted.get(name),
+            method=method,
             settings=settings if own is None else own.settings,
             dtype=dtype,
         )

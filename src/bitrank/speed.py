@@ -86,5 +86,6 @@ def _count_operations(
         passed = block is None or block >= lowest
         blocks += (factor if passed else 2) * layer.in_features * layer.out_features
     head = factor * base.get_output_embeddings().weight.numel()
-    read = trained["tokens_per_second"] - trained["rows_per_second"]
+    vectors = live.get("num_input_vectors", 0)  # which pass through the layers as tokens do
+    read = trained["tokens_per_second"] + (vectors - 1) * trained["rows_per_second"]
     return float(blocks * read + head * trained["supervised_tokens_per_second"])

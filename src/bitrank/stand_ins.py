@@ -57,6 +57,7 @@ class QuantizedLayer(torch.nn.Linear):
     """
 
     eight_bit: bool
+    is_copied: bool
     compute_dtype: torch.dtype
     scales: list[torch.Tensor]
 
@@ -67,14 +68,16 @@ class QuantizedLayer(torch.nn.Linear):
         stand_in = cast(QuantizedLayer, layer)
         stand_in.weight = torch.nn.Parameter(codes, requires_grad=False)
         stand_in.scales = scales
+        stand_in.is_copied = False
         stand_in.eight_bit = precision.quant_type == "int8"
         stand_in.compute_dtype = getattr(torch, precision.compute_dtype)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         result = _Product.apply(input.to(self.compute_dtype), self)
         result = result.to(input.dtype)
-        # PEFT copies the result of a 4-bit layer before it adds to it.
-        return cast(torch.Tensor, result if self.eight_bit else result.clone())
+        # Where an adapter adds to the result of a 4-bit layer, PEFT copies it before.
+        copied = self.is_copied and not self.eight_bit
+        return cast(torch.Tensor, result.clone() if copied else result)
 
     def dequantized(self, dtype: torch.dtype) -> torch.Tensor:
         return torch.empty(self.out_features, self.in_features, dtype=dtype, device=META)

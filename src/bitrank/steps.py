@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from bitrank.errors import UserError
 from bitrank.tuning import TrainConfig
 
-UNDECAYED = re.compile(r"bias$|norm|\bln_|lora_magnitude")
+UNDECAYED = re.compile(r"bias$|norm|\bln_|lora_magnitude|ia3_l|vera_lambda")
 """Names of the parameters that scale or shift a result, which shrinking would distort."""
 
 

@@ -65,9 +65,9 @@ _AND_FULL = {True: "; full: every weight", False: ""}
 
 def _tile_of(configuration: Configuration) -> tuple[str, str]:
     params = configuration.params
-    is_full = params.get("adapter.method") == "full"
-    rank = _FULL if is_full else params.get("adapter.rank", "?")
-    return params.get("precision.name", "?"), rank
+    method, rank = params.get("adapter.method", "lora"), params.get("adapter.rank")
+    column = rank or "?" if method == "lora" else f"{method} r{rank}" if rank else method
+    return params.get("precision.name", "?"), column
 
 
 def _by_rank(column: str) -> tuple[bool, int, str]:

@@ -86,21 +86,23 @@ def gather(study: Study, draw: Callable[[Place], Drawn]) -> Drawn:
 def series_of(configuration: Configuration) -> str:
     """What has a colour and a marker of its own."""
     precision = configuration.params.get("precision.name", "?")
-    is_full = configuration.params.get("adapter.method") == "full"
-    return f"{precision}, every weight" if is_full else precision
+    method = configuration.params.get("adapter.method", "lora")
+    of_method = {"lora": precision, "full": f"{precision}, every weight"}
+    return of_method.get(method, f"{precision}, {method}")
 
 
 def label_of(configuration: Configuration, place: Place) -> str:
     """Within its series: the rank where that is all, else the rest of the name."""
+    method = configuration.params.get("adapter.method", "lora")
     rank = configuration.params.get("adapter.rank", "?")
-    is_full = configuration.params.get("adapter.method") == "full"
+    has_rank = method == "lora" or rank != "?"
     alike = [
         other for other in place.configurations
         if series_of(other) == series_of(configuration)
-        and (is_full or other.params.get("adapter.rank", "?") == rank)
+        and (not has_rank or other.params.get("adapter.rank", "?") == rank)
     ]  # fmt: skip
     if len(alike) == 1:
-        return "full" if is_full else f"r{rank}"
+        return f"r{rank}" if has_rank else method
     own = configuration.name.removesuffix(f" on {place.setting}")
     return own.partition("-")[2] or own
 

@@ -25,11 +25,12 @@ from bitrank import (
     treatment,
     weights,
 )
+from bitrank.adapter_config import AdapterConfig
 from bitrank.artifacts import whole_folder
 from bitrank.checkpoints import Checkpoints
 from bitrank.config import PrecisionConfig, RuntimeConfig, SeedsConfig
 from bitrank.trainer import AdapterTrainer
-from bitrank.tuning import AdapterConfig, TrainConfig
+from bitrank.tuning import TrainConfig
 
 
 def train_adapter(
@@ -43,6 +44,7 @@ def train_adapter(
     prepared: Path = paths.PREPARED,
     target: Path = paths.ADAPTER,
     checkpoints: Path = paths.CHECKPOINTS,
+    original: Path = paths.ORIGINAL,
 ) -> records.Record:
     """Train and write the adapter; go on where an interrupted run of the same training stopped.
 
@@ -58,7 +60,7 @@ def train_adapter(
     rows = _encode(prepared, tokenizer, max_tokens)
     base = weights.load_base(base_folder, precision, device)
     models.check_positions(base, max_tokens)
-    model = adapters.attach_adapter(base, adapter, seeds.init)
+    model = adapters.attach_adapter(base, adapter, seeds.init, original)
     steps.keep_activations(base, config)
     # Told before training, which may spread the weights over several devices.
     held, known = treatment.describe(model, precision, adapter), _describe_size(model)

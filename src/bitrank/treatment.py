@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from bitrank import full_tuning, identity, weights
+from bitrank.adapter_config import AdapterConfig
 from bitrank.config import PrecisionConfig
-from bitrank.tuning import AdapterConfig
 
 
 def describe(
@@ -29,7 +29,7 @@ def describe(
     held = weights.describe_precision(base)
     return {
         "precision": held if precision is None else {"name": precision.name, **held},
-        "dtypes": _describe_types(base),
+        "dtypes": _describe_types(base, model),
         "adapter": _describe_adapter(model, adapter),
         "trainable": _describe_trainable(model),
         "gradient_checkpointing": bool(base.is_activation_checkpointing),
@@ -37,7 +37,7 @@ def describe(
     }
 
 
-def _describe_types(base: Any) -> dict[str, Any]:
+def _describe_types(base: Any, model: Any) -> dict[str, Any]:
     """Types of what quantization leaves alone, and of the adapter."""
     embeddings, head = base.get_input_embeddings(), base.get_output_embeddings()
     norms = [
@@ -46,7 +46,7 @@ def _describe_types(base: Any) -> dict[str, Any]:
         if "norm" in type(module).__name__.lower()
         for parameter in module.parameters(recurse=False)
     ]
-    own = [parameter for name, parameter in base.named_parameters() if weights.ADAPTER in name]
+    own = [held for name, held in model.named_parameters() if weights.is_of_adapter(name)]
     return {
         "adapter": _types(own),
         "norms": _types(norms),

@@ -1,83 +1,11 @@
-"""What is trained, and how: the sections `adapter` and `train` of `params.yaml`."""
+"""How an adapter is trained: the section `train` of `params.yaml`."""
 
 from __future__ import annotations
 
-import math
-import re
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal
 
 from bitrank.pins import Faults
-
-LAST = re.compile(r"last ([1-9]\d*)")
-"""How the blocks at the end of the model are asked for, such as "last 4"."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoraAdapter:
-    """Low-rank updates beside frozen linear layers (Hu et al. 2021)."""
-
-    method: Literal["lora"]
-    rank: int
-    alpha_per_rank: float | None
-    """alpha / rank. LoRA's update is scaled by just this number, whatever the rank; rsLoRA's by
-    alpha / sqrt(rank), which is this number times sqrt(rank) and so grows with the rank."""
-    alpha_per_sqrt_rank: float | None
-    """alpha / sqrt(rank), instead of the above: rsLoRA's update is scaled by just this number,
-    LoRA's by this number / sqrt(rank)."""
-    dropout: float
-    use_dora: bool
-    """Train the length of each row of the weight apart from its direction (Liu et al. 2024)."""
-    use_rslora: bool
-    """Scale by alpha / sqrt(rank) instead of alpha / rank (Kalajdzievski 2023)."""
-    target_modules: list[str]
-    """Linear layers that get an adapter: by the end of their name, or by group: `attention`,
-    `feed-forward`, `all-linear`."""
-    layers: list[int] | str | None
-    """Blocks whose layers get one: null for all, a list of numbers from 0, or "last 4"."""
-
-    @property
-    def alpha(self) -> float:
-        """What the policy, of which just one is given, makes of the rank."""
-        if self.alpha_per_rank is not None:
-            return self.alpha_per_rank * self.rank
-        return (self.alpha_per_sqrt_rank or 0.0) * math.sqrt(self.rank)
-
-    def faults(self) -> Faults:
-        if self.rank < 1:
-            yield "rank", f"must be at least 1, got {self.rank}"
-        policies = ("alpha_per_rank", "alpha_per_sqrt_rank")
-        given = {name: getattr(self, name) for name in policies if getattr(self, name) is not None}
-        if len(given) != 1:
-            yield (
-                "alpha_per_rank",
-                f"or `adapter.alpha_per_sqrt_rank` must be given, and the other be null; got "
-                f"{'both' if given else 'neither'}",
-            )
-        for name, value in given.items():
-            if value <= 0:
-                yield name, f"must be above 0, got {value}"
-        if not 0 <= self.dropout < 1:
-            yield "dropout", f"must be in [0, 1), got {self.dropout}"
-        if not self.target_modules:
-            yield "target_modules", 'must name at least one layer, or be ["all-linear"]'
-        if isinstance(self.layers, str) and not LAST.fullmatch(self.layers):
-            yield (
-                "layers",
-                f'must be null, a list of block numbers, or "last N", got {self.layers!r}',
-            )
-        elif isinstance(self.layers, list) and (not self.layers or min(self.layers) < 0):
-            yield "layers", f"must list blocks by their number from 0, got {self.layers}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class FullAdapter:
-    """Full fine-tuning: every weight of an unquantized base, in the type in which it is held."""
-
-    method: Literal["full"]
-
-
-AdapterConfig: TypeAlias = LoraAdapter | FullAdapter
 
 
 @dataclass(frozen=True, kw_only=True)

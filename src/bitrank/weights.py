@@ -7,9 +7,11 @@ live layers, and what is not held as configured is an error.
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -25,8 +27,19 @@ from bitrank.errors import UserError
 Linear: TypeAlias = torch.nn.Linear
 """Plain, `Linear4bit` and `Linear8bitLt` alike: the quantized ones are its subclasses."""
 
-ADAPTER = ".lora_"
-"""What marks an adapter's own modules inside a base model: they are not the base."""
+ADAPTER = re.compile(r"(^|\.)(lora_|ia3_|vera_|oft_|prompt_encoder\.)")
+"""What marks an adapter's own modules and tensors in a model: they are not the base."""
+
+
+def is_of_adapter(name: str) -> bool:
+    """Whether a module or tensor of this name was added to the base."""
+    return ADAPTER.search(name) is not None
+
+
+def adapter_tensors(model: torch.nn.Module) -> list[torch.Tensor]:
+    """What was added to the base: parameters, and frozen tensors beside them."""
+    named = chain(model.named_parameters(), model.named_buffers())
+    return [held for name, held in named if is_of_adapter(name)]
 
 
 def quantize_model(
@@ -92,7 +105,7 @@ def linear_layers(model: PreTrainedModel) -> dict[str, Linear]:
     return {
         name.removesuffix(".base_layer"): module
         for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and module is not head and ADAPTER not in name
+        if isinstance(module, torch.nn.Linear) and module is not head and not is_of_adapter(name)
     }
 
 
@@ -174,7 +187,7 @@ def count_weights(model: PreTrainedModel) -> int:
     others: int = sum(
         parameter.numel()
         for name, parameter in model.named_parameters()
-        if id(parameter) not in inside and ADAPTER not in name
+        if id(parameter) not in inside and not is_of_adapter(name)
     )
     return linear + others
 
@@ -205,7 +218,7 @@ def describe_precision(model: PreTrainedModel) -> dict[str, Any]:
     eight = [m for m in layers.values() if isinstance(m, Linear8bitLt)]
     held: Counter[str] = Counter()
     for name, parameter in model.named_parameters():
-        if ADAPTER not in name:
+        if not is_of_adapter(name):
             held[_name(parameter.dtype)] += parameter.numel()
     types = sorted({w.quant_type for w in four} | ({"int8"} if eight else set()))
     return {

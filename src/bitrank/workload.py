@@ -65,8 +65,7 @@ class TrainStep:
 
 def register_model(meter: meters.TensorMeter, model: torch.nn.Module) -> None:
     """Have `meter` count what the base holds as weights, and the adapter's own as adapter."""
-    named = model.named_parameters()
-    meter.register("adapter", [held for name, held in named if weights.ADAPTER in name])
+    meter.register("adapter", weights.adapter_tensors(model))
     meter.register("weights", meters.reachable_tensors(model))
 
 
