@@ -84,14 +84,8 @@ def predict_phases(
     """
     with told():
         model = build(settings, precision, adapter, train)
-        base_bytes = _bytes(_base_tensors(model))
-        found = {
-            "load": {"weights_bytes": base_bytes},
-            "train": _predict_step(model, train, shape),
-            "evaluate": _trace(model.eval(), shape, backward=False),
-        }
-        if adapters.method_of(model).not_merged is None:
-            found["merge"] = _predict_merge(model, precision, base_bytes)
+        trained = _predict_step(model, train, shape)
+        found = {**_predict_others(model, precision, shape), "train": trained}
     return {phase: _with_peak(parts) for phase, parts in found.items()}
 
 
@@ -118,12 +112,21 @@ def predict_others(
     """The phases beside `train`, without their peaks' sums; raises as `predict_phases`."""
     with told():
         model = build(settings, precision, adapter, train)
-        base_bytes = _bytes(_base_tensors(model))
-        return {
-            "load": {"weights_bytes": base_bytes},
-            "evaluate": _trace(model.eval(), shape, backward=False),
-            "merge": _predict_merge(model, precision, base_bytes),
-        }
+        return _predict_others(model, precision, shape)
+
+
+def _predict_others(
+    model: PreTrainedModel, precision: PrecisionConfig, shape: BatchShape
+) -> dict[str, dict[str, int]]:
+    """Loading, evaluation, and the merge where the method can be merged."""
+    base_bytes = _bytes(_base_tensors(model))
+    found = {
+        "load": {"weights_bytes": base_bytes},
+        "evaluate": _trace(model.eval(), shape, backward=False),
+    }
+    if adapters.method_of(model).not_merged is None:
+        found["merge"] = _predict_merge(model, precision, base_bytes)
+    return found
 
 
 @contextmanager

@@ -17,9 +17,10 @@ import yaml
 
 from bitrank import accelerators, hardware, paths, records, schema
 from bitrank.accelerators import Accelerator
+from bitrank.adapter_config import AdapterConfig
 from bitrank.config import ModelConfig, PrecisionConfig
 from bitrank.errors import UserError
-from bitrank.tuning import AdapterConfig, TrainConfig
+from bitrank.tuning import TrainConfig
 
 CURVES = Path("benchmarks") / "results"
 LOCK = "dvc.lock"

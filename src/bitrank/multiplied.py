@@ -21,10 +21,11 @@ from typing import Any
 import torch
 
 from bitrank import adapters, estimate, stand_ins, weights, workload
+from bitrank.adapter_config import AdapterConfig
 from bitrank.architectures import count_layers, read_settings
 from bitrank.config import PrecisionConfig
 from bitrank.estimate import BatchShape, PredictionError
-from bitrank.tuning import AdapterConfig, TrainConfig
+from bitrank.tuning import TrainConfig
 
 BLOCKS = 3
 LAYER_NAMES = ("num_hidden_layers", "n_layer", "num_layers")

@@ -13,12 +13,12 @@ from typing import Any, Literal
 
 from bitrank import estimate, multiplied
 from bitrank.accelerators import GIB, Accelerator
+from bitrank.adapter_config import FullAdapter
 from bitrank.architectures import count_positions
 from bitrank.config import RunConfig
 from bitrank.errors import UserError
 from bitrank.estimate import BatchShape
 from bitrank.multiplied import StepMemory, Targets, Work
-from bitrank.tuning import FullAdapter
 
 CONTEXT_BYTES = {"gpu": int(0.75 * GIB), "cpu": int(0.45 * GIB)}
 """Assumed: CUDA's context and libraries; a Python process after its imports."""
