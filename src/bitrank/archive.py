@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from bitrank import composition, history, papers, paths, records
+from bitrank import artifacts, composition, history, papers, paths, records
 from bitrank.errors import ConfigError, UserError
 from bitrank.inspection import Inspection
 from bitrank.runs import read_run
@@ -91,7 +91,7 @@ def opened(sweep: str) -> Iterator[Path]:
 def _unpack(file: Path, folder: Path) -> Path:
     try:
         with tarfile.open(file) as tar:
-            tar.extractall(folder, filter="data")  # nothing outside of the folder, no devices
+            artifacts.unpack(tar, folder)
     except (tarfile.TarError, OSError, EOFError) as error:
         raise UserError(f"{file} is no archive of a sweep that can be read: {error}") from None
     found = sorted(folder.glob(f"*/{MANIFEST}"))

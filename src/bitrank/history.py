@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from bitrank import artifacts
 from bitrank.errors import UserError
 
 
@@ -32,7 +33,7 @@ def checked_out(commit: object) -> Iterator[Path]:
         raise UserError(f"git cannot read the commit {commit[:12]}: `git fsck` tells why")
     with tempfile.TemporaryDirectory(prefix="bitrank-commit-") as folder:
         with tarfile.open(fileobj=io.BytesIO(body)) as tar:
-            tar.extractall(folder, filter="data")
+            artifacts.unpack(tar, Path(folder))
         yield Path(folder)
 
 

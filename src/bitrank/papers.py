@@ -86,7 +86,7 @@ def _unpack(paper: Path, target: Path) -> Path:
     shutil.copytree(paper, target, ignore=shutil.ignore_patterns(REPORT, ITEMS))
     try:
         with tarfile.open(paper / ITEMS, "r:xz") as archive:
-            archive.extractall(target, filter="data")
+            artifacts.unpack(archive, target)
     except (OSError, tarfile.TarError, lzma.LZMAError, EOFError) as error:
         raise UserError(f"{paper / ITEMS} cannot be read ({error}): restore it from git") from None
     return target
