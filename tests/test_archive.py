@@ -142,9 +142,19 @@ def test_what_is_not_for_others_is_refused_with_its_place(
 def test_what_is_no_archive_is_told(sweep: Path, tmp_path: Path) -> None:
     file = tmp_path / "x.tar.gz"
     file.write_text("no archive")
-    with pytest.raises(UserError, match="no archive of a sweep"), opened(str(file)):
+    with pytest.raises(UserError, match="no archive of a sweep") as caught, opened(str(file)):
         pass
+    assert "\n" not in str(caught.value)
     with tarfile.open(file, "w:gz") as tar:
         tar.add(sweep / "report", "report")
+    damaged = bytearray(file.read_bytes())
+    middle = len(damaged) // 2
+    damaged[middle : middle + 64] = bytes(64)
+    (tmp_path / "damaged.tar.gz").write_bytes(damaged)
+    with (
+        pytest.raises(UserError, match="no archive of a sweep that can be read"),
+        opened(str(tmp_path / "damaged.tar.gz")),
+    ):
+        pass
     with pytest.raises(UserError, match="it has 0"), opened(str(file)):
         pass

@@ -99,10 +99,22 @@ def test_a_broken_params_file_is_one_clear_error(
         config.load(file)
 
 
-def test_unknown_groups_options_and_keys_are_refused() -> None:
-    for override in ("precision=nf3", "adapter.rnk=8", "flavour=mint"):
-        with pytest.raises(UserError, match="cannot compose"):
-            composition.compose_text([override], CONF)
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("precision=nf3", "Available options in 'precision': fp32 "),
+        ("adapter.rnk=8", "`adapter.rnk` is not a key with these options"),
+        ("flavour=mint", "`flavour` is not a key"),
+        ("adapter.rank=2,8", "`bitrank-sweep adapter.rank=2,8`"),
+    ],
+)
+def test_unknown_groups_options_and_keys_are_refused(override: str, message: str) -> None:
+    with pytest.raises(UserError, match="cannot compose") as caught:
+        composition.compose_text([override], CONF)
+    told = str(caught.value)
+    assert message in told
+    assert "+" not in told, "no advice that is refused next"
+    assert "file://" not in told
 
 
 def test_what_was_composed_is_read_back_until_conf_changes(

@@ -178,7 +178,7 @@ def test_one_seed_and_one_configuration_are_told(tmp_path: Path) -> None:
 
 def test_a_sweep_that_is_not_there_names_those_that_are(tmp_path: Path) -> None:
     folder = fake_study.write_study(tmp_path, ranks=(2,), precisions=("fp32",), seeds=(0,))
-    with pytest.raises(UserError, match=f"does not exist; of sweeps there are: {folder.name}"):
+    with pytest.raises(UserError, match=f"no such sweep; of sweeps there are: {folder.name}"):
         read(folder.with_name("other"))
     with pytest.raises(UserError, match="there are none yet"):
         read(tmp_path / "elsewhere" / "other")
@@ -196,5 +196,5 @@ def test_an_empty_sweep_and_one_without_a_finished_point_are_faults(tmp_path: Pa
         read(folder)
     shutil.rmtree(folder)
     folder.mkdir()
-    with pytest.raises(UserError, match=r"sweep\.json does not exist"):
+    with pytest.raises(UserError, match=r"sweep\.json does not exist.* there are none yet"):
         read(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from fake_project import ROOT
 from fake_sweep import NAME, name_point
 
 from bitrank import paths
+from bitrank.errors import UserError
 from bitrank.sweep_report import write_sweep_report
 
 CLAIMS = ROOT / "conf" / "claims"
@@ -203,7 +205,50 @@ def test_a_sweep_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     shutil.copytree(CLAIMS, tmp_path / "conf" / "claims")
     answer = call(tmp_path, "nothing")
     assert answer.returncode == 1
-    assert (
-        answer.stderr
-        == f"error: {paths.SWEEPS / 'nothing'} does not exist; of sweeps there are none yet\n"
+    manifest = paths.SWEEPS / "nothing" / "sweep.json"
+    assert answer.stderr == (
+        f"error: {manifest} does not exist: there is no such sweep; of sweeps there are none yet\n"
     )
+    kept = tmp_path / paths.PAPERS / "nothing" / "sweep.json"
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+    assert "`bitrank paper nothing --restore`" in call(tmp_path, "nothing").stderr
+
+
+def test_an_empty_sweep_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    folder = fake_study.write_study(tmp_path, seeds=(0,))
+    manifest = fake_sweep.read_manifest(folder)
+    fake_sweep.write_manifest(folder, {**manifest, "points": []})
+    with pytest.raises(UserError, match="has no points"):
+        write(folder)
+    assert not (folder / "report").exists()
+
+
+def test_points_of_other_code_are_told_on_the_page_and_compared_apart(tmp_path: Path) -> None:
+    folder = fake_study.write_study(tmp_path)
+    for seed in (0, 1, 2):
+        fake_study.set_code(folder / name_point("nf4", 8, seed), "f" * 32)
+        fake_study.set_code(folder / name_point("nf4", 2, seed), "e" * 32)
+    assert "differ in src/bitrank/trainer.py" in page(folder)
+    names = {name_point("nf4", 8, seed) for seed in (0, 1, 2)}
+    for row in table(folder, "contrasts"):
+        compared = names & set(row["runs"].split())
+        assert not compared, "no comparison across code"
+
+
+def test_records_of_an_older_schema_are_told_on_the_page(tmp_path: Path) -> None:
+    folder = fake_study.write_study(tmp_path)
+    old = name_point("fp32", 2, 0)
+    file = paths.record("measure", folder / old / "results")
+    body = json.loads(file.read_text())[1]
+    file.write_text(json.dumps({"schema_version": 1, **body}))
+    assert f"Records of an older schema ({old})" in page(folder)
+
+
+def test_a_table_without_a_row_is_a_sentence(tmp_path: Path) -> None:
+    folder = fake_study.write_study(tmp_path, ranks=(8,), precisions=("nf4",), seeds=(0,))
+    text = page(folder)
+    assert "Which configurations can be told apart: nothing to show." in text
+    assert "### Which configurations can be told apart" not in text
+    assert (folder / "report" / "tables" / "contrasts.csv").is_file()
+    assert not (folder / "report" / "tables" / "contrasts.tex").exists()

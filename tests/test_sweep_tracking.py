@@ -16,7 +16,7 @@ import fake_sweep
 import pytest
 from fake_sweep import NAME, REASON, name_point, set_point, write_sweep
 
-from bitrank import board, paths, projection, store, tracking, writer
+from bitrank import board, paths, projection, store, sweep_projection, tracking, writer
 from bitrank.errors import UserError
 from bitrank.store import DATABASE, KEY, PARENT, POINT, SWEEP, own_store
 from bitrank.sweep_projection import find_params, read_sweep
@@ -130,6 +130,20 @@ def test_the_table_has_a_line_for_each_point_and_nothing_for_the_unknown(root: P
     assert float(first["memory/train_peak_bytes"]) == 721_000_000
     assert (last["status"], last["reason"]) == ("failed", REASON)
     assert (last["seconds"], last["acc/adapter"]) == ("", "")
+
+
+def test_the_report_of_a_sweep_stands_in_its_run_as_it_was_last_written(root: Path) -> None:
+    write_sweep(root, ranks=(2,))
+    publish()
+    report = FOLDER / sweep_projection.REPORT
+    for headline in ("Take nf4-r2", "Take fp32-r2"):
+        (report / "tables").mkdir(parents=True, exist_ok=True)
+        (report / "report.html").write_text(f"<h1>{headline}</h1>\n")
+        (report / "tables" / "scores.csv").write_text(f"{headline}\n")
+        assert publish().outcome != "unchanged"
+        there = Path(client().download_artifacts(find_parent().info.run_id, ""))
+        for name in ("report.html", "tables/scores.csv"):
+            assert (there / "report" / name).read_bytes() == (report / name).read_bytes()
 
 
 def test_publishing_again_asks_once_and_does_not_start_mlflow(

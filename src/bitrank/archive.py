@@ -15,6 +15,7 @@ import os
 import re
 import tarfile
 import tempfile
+import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -92,8 +93,9 @@ def _unpack(file: Path, folder: Path) -> Path:
     try:
         with tarfile.open(file) as tar:
             artifacts.unpack(tar, folder)
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise UserError(f"{file} is no archive of a sweep that can be read: {error}") from None
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+        reason = str(error).partition("\n")[0].rstrip(":")  # below stands what each format says
+        raise UserError(f"{file} is no archive of a sweep that can be read: {reason}") from None
     found = sorted(folder.glob(f"*/{MANIFEST}"))
     if len(found) != 1:
         raise UserError(f"{file} is no archive of a sweep: it has {len(found)} {MANIFEST}")

@@ -131,7 +131,11 @@ def paper(
     from bitrank import papers, paths
 
     names = [] if sweep is None else [sweep]
-    if check:
+    if check and restore:
+        raise UserError("--check writes nothing and --restore does: give one of them")
+    if not (names or papers.find(names)):
+        print(f"none is kept in {paths.PAPERS}; `bitrank paper <sweep>` keeps one")
+    elif check:
         kept = papers.check(names)
         print(f"{len(kept)} in {paths.PAPERS}: the same bytes")
     elif restore:

@@ -97,8 +97,26 @@ def compose_unchecked(overrides: Sequence[str]) -> str:
         OmegaConf.resolve(composed)
         return OmegaConf.to_yaml(composed)
     except (HydraException, OmegaConfBaseException) as error:
-        reasons = [str(error), *([str(error.__cause__)] if error.__cause__ else [])]
-        raise UserError("cannot compose: " + " ".join(" ".join(reasons).split())) from None
+        raise UserError(f"cannot compose: {_explain(error)}") from None
+
+
+def _explain(error: Exception) -> str:
+    """What Hydra says, without its advice to append a key, which our sections refuse."""
+    unknown = re.match(r"Could not override '([\w.@/]+)'", str(error))
+    if unknown and "is not in struct" in str(error.__cause__):
+        return (
+            f"`{unknown[1]}` is not a key with these options; `bitrank params` without it writes "
+            "all that there are into params.yaml"
+        )
+    several = re.match(r"Ambiguous value for argument '([^']+)'", str(error))
+    if several:
+        return (
+            f"`{several[1]}` has several values: to run each, `bitrank-sweep {several[1]}`; a list "
+            "is written in brackets, a text with a comma in quotes within quotes"
+        )
+    reasons = [str(error), *([str(error.__cause__)] if error.__cause__ else [])]
+    # Where Hydra searched is its own business and this machine's.
+    return " ".join(" ".join(reasons).partition("Config search path")[0].split())
 
 
 def list_changes(before: str | None, text: str) -> list[str]:

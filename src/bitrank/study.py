@@ -74,10 +74,6 @@ def read_study(folder: Path) -> Study:
     Raises:
         UserError: there is no such sweep, its manifest cannot be read, or no point can be used.
     """
-    if not folder.is_dir():
-        there = sorted(path.name for path in folder.parent.glob("*/") if path.is_dir())
-        here = f"there are: {', '.join(there)}" if there else "there are none yet"
-        raise UserError(f"{folder} does not exist; of sweeps {here}")
     sweep = read_sweep(folder)
     if not sweep.points:
         raise UserError(f"{folder} has no points: the sweep's command declares them")

@@ -106,7 +106,7 @@ def _kept_gains(place: Place) -> Drawn:
             )  # fmt: skip
     absent = [f"Gain kept, not drawn: {'; '.join(undefined)}."] if undefined else []
     if not rows:
-        why = "no run has a record of `fidelity` with a gain beyond noise"
+        why = "no share of the gain is known" if undefined else "no run has a record of `fidelity`"
         return Drawn(absent=[f"No figure of merge fidelity on {place.setting}: {why}.", *absent])
     told = "; ".join(
         f"{row}: " + ", ".join(f"{label} {share:.1f} %" for label, (share, _) in found.items())

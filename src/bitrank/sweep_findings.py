@@ -158,7 +158,8 @@ def _evidence(
     rival = best if pick is not best else other
     held, beside = peak_of(pick), peak_of(rival)
     if held and beside:
-        yield f"{pick.name} holds {format_value(held / beside, 'share')} of what {rival.name} does."
+        share = format_value(held / beside, "share")
+        yield f"{pick.name} needs {share} of the memory that {rival.name} does in a training step."
 
 
 def _beside_controls(pick: Configuration, with_controls: Sequence[Contrast]) -> Iterator[str]:

@@ -98,7 +98,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Raises UserError: as `read_sweep`; what the manifest says of its points is not looked at."""
     file = folder / MANIFEST
     if not file.is_file():
-        raise UserError(f"{file} does not exist: there is no such sweep")
+        there = sorted(found.parent.name for found in folder.parent.glob(f"*/{MANIFEST}"))
+        here = f"there are: {', '.join(there)}" if there else "there are none yet"
+        told = f"{file} does not exist: there is no such sweep; of sweeps {here}"
+        if (paths.PAPERS / folder.name / MANIFEST).is_file():
+            told += f". It is kept in {paths.PAPERS}: `bitrank paper {folder.name} --restore`"
+        raise UserError(told)
     try:
         manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         version = manifest["schema_version"]

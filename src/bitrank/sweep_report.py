@@ -7,6 +7,7 @@ same kinds of sections and tables.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from bitrank import (
@@ -87,7 +88,7 @@ def build_sections(
     rates, losses = sweep_maps.rates(study), sweep_curves.losses(study)
     kept, forgotten = sweep_curves.kept_gains(study), sweep_curves.forgetting(study, with_controls)
     curves = [sweep_curves.losses_table(study, key) for key in ("losses", "validation")]
-    return [
+    sections = [
         Section(key="scores", title="Scores", figures=trade_off.figures, text=trade_off.absent,
                 tables=[scores_table(study)], data=[sweep_figures.trade_off_table(study)]),
         Section(key="contrasts", title="What can be told apart",
@@ -106,3 +107,15 @@ def build_sections(
         Section(key="origins", title="Where the numbers come from",
                 tables=[points_table(study), runs_table(study)]),
     ]  # fmt: skip
+    return [_without_bare_tables(section) for section in sections]
+
+
+def _without_bare_tables(section: Section) -> Section:
+    """A heading over no row tells a reader nothing: a sentence does; the CSV stays."""
+    bare = [table for table in section.tables if not table.rows]
+    return replace(
+        section,
+        tables=[table for table in section.tables if table.rows],
+        data=[*section.data, *bare],
+        text=[*section.text, *(f"{table.title}: nothing to show." for table in bare)],
+    )

@@ -42,6 +42,10 @@ COSTS: tuple[tuple[str, str, str, Kind], ...] = (
     ("decode_tokens_per_second", "Decoding", "speed/decode_tokens_per_second", "rate"),
 )
 """(key, heading, metric, kind)."""
+RIVALS = {
+    "original": "original base", "quantized": "base it was trained on", CONTROL: "bag of words",
+}  # fmt: skip
+"""What a page calls whom a configuration is compared with; the CSV has the key."""
 SCORES = ("acc", "nll", "choice_nll")
 
 
@@ -159,7 +163,7 @@ def controls_table(contrasts: Sequence[Contrast], size: int) -> Table:
         columns=_contrast_columns("Control", "Configuration"),
         rows=[_contrast_row(contrast, size) for contrast in contrasts],
         notes=[
-            "The bag of words (control) is compared by the answer's share among the choices, all "
+            "The bag of words is compared by the answer's share among the choices, all "
             "others by its probability. " + describe_family(size)
         ],
     )
@@ -184,7 +188,7 @@ def _contrast_columns(first: str, second: str) -> list[Column]:
 def _contrast_row(contrast: Contrast, size: int) -> list[Cell]:
     nll = contrast.nll
     return [
-        text(contrast.first),
+        Cell(RIVALS.get(contrast.first, contrast.first), contrast.first),
         text(contrast.second),
         estimate_cell(nll, signed=True),
         show_p(contrast.nll_adjusted_p),
