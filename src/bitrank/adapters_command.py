@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bitrank import terminal
+from bitrank.errors import UserError
 
 if TYPE_CHECKING:
     from bitrank.collection import Adapter
@@ -39,6 +41,27 @@ def adapters(
         print("no adapter yet: dvc repro, or a sweep, trains one")
     for fault in faults:
         print(f"not listed: {fault}")
+
+
+@app.command()
+def push(
+    which: Annotated[str, typer.Argument(help="Its name, or how its sha256 begins.")],
+    target: Annotated[str, typer.Argument(help="A new folder; or hf://<owner>/<name>.")],
+    public: Annotated[bool, typer.Option("--public", help="On the hub, for everybody.")] = False,
+) -> None:
+    """Give an adapter away: weights, PEFT's configuration, and a model card."""
+    from bitrank import collection, pushing
+
+    adapter = collection.find_adapter(which)
+    if target.startswith(pushing.HUB):
+        repo = target.removeprefix(pushing.HUB)
+        where = pushing.push_to_hub(adapter, repo, public=public)
+    elif public:
+        raise UserError(f"--public is for the hub, {target} is a folder: hf://<owner>/<name>")
+    else:
+        pushing.push_to_folder(adapter, Path(target))
+        where = target
+    print(f"{adapter.name}, sha256 {adapter.adapter_hash[:12]}: {where}")
 
 
 def _row(adapter: Adapter) -> list[str]:

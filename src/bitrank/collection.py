@@ -17,7 +17,7 @@ from typing import Any
 from bitrank import doctor, findings, paths
 from bitrank.errors import UserError
 from bitrank.projection import read_yaml
-from bitrank.runs import CONTROL, TASK, Run, read_run
+from bitrank.runs import ANSWERING, CONTROL, TASK, Run, read_run
 from bitrank.sweep_projection import MANIFEST, Point, Sweep, read_sweep
 
 RUN = "run"
@@ -37,6 +37,8 @@ class Weights:
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
     name: str
+    folder: Path
+    """Where the records lie, as `results`, and the item logs, as `items`."""
     run: Run
     params: Path
     lock: Path
@@ -47,6 +49,11 @@ class Adapter:
     def adapter_hash(self) -> str:
         """sha256 of the weights by content, as `train` recorded it."""
         return str(self.run.find("train", "result", "adapter_hash"))
+
+    def read_with_items(self) -> Run:
+        """Raises UserError: an item log is not the one that its record names."""
+        logs = {subject: self.folder / "items" / subject for subject in ANSWERING}
+        return read_run(self.folder / "results", logs)
 
     @cached_property
     def weights(self) -> Weights | None:
@@ -95,7 +102,7 @@ def list_adapters() -> tuple[list[Adapter], list[str]]:
     found: dict[str, Adapter] = {}
     faults: list[str] = []
     if paths.record("train").is_file():
-        _add(found, faults, RUN, paths.RESULTS, Path("params.yaml"), Path("dvc.lock"), None)
+        _add(found, faults, RUN, paths.DATA, Path(), None)
     for folder in (paths.SWEEPS, paths.PAPERS):
         for manifest in sorted(folder.glob(f"*/{MANIFEST}")):
             try:
@@ -106,10 +113,7 @@ def list_adapters() -> tuple[list[Adapter], list[str]]:
             for name, point in _trained(sweep):
                 if name not in found:
                     asked = [*sweep.manifest.get("overrides", []), *point.entry["overrides"]]
-                    results, params, lock = (
-                        point.folder / part for part in ("results", "params.yaml", "dvc.lock")
-                    )
-                    _add(found, faults, name, results, params, lock, asked)
+                    _add(found, faults, name, point.folder, point.folder, asked)
     return list(found.values()), faults
 
 
@@ -121,15 +125,18 @@ def _trained(sweep: Sweep) -> Iterator[tuple[str, Point]]:
 
 
 def _add(
-    found: dict[str, Adapter], faults: list[str], name: str, results: Path, params: Path,
-    lock: Path, overrides: Sequence[str] | None,
+    found: dict[str, Adapter], faults: list[str], name: str, folder: Path, root: Path,
+    overrides: Sequence[str] | None,
 ) -> None:  # fmt: skip
     try:
-        run = read_run(results, {})
+        run = read_run(folder / "results", {})
     except UserError as error:
         faults.append(f"{name}: {error}")
         return
-    found[name] = Adapter(name=name, run=run, params=params, lock=lock, overrides=overrides)
+    found[name] = Adapter(
+        name=name, folder=folder, run=run, overrides=overrides,
+        params=root / "params.yaml", lock=root / "dvc.lock",
+    )  # fmt: skip
 
 
 def find_adapter(which: str) -> Adapter:
