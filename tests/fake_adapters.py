@@ -7,7 +7,32 @@ import json
 import shutil
 from pathlib import Path
 
-from bitrank import paths, records
+import fake_run
+import pytest
+import torch
+from fake_project import ROOT
+from safetensors.torch import save_file
+
+from bitrank import chain, paths, records
+from bitrank.composition import compose_text
+
+CANONICAL = json.dumps({"base_model_name_or_path": None, "peft_type": "LORA",
+                        "target_modules": ["a", "b"]}, indent=2, sort_keys=True) + "\n"  # fmt: skip
+
+
+def make_adapter(folder: Path, config: str = CANONICAL) -> str:
+    """Files as `train` leaves them; return the hash of the weights."""
+    folder.mkdir(parents=True)
+    save_file({"a": torch.rand(2, 3)}, folder / "adapter_model.safetensors")
+    records.write_text(folder / "adapter_config.json", config)
+    return chain.seal_adapter(folder, chain.Stamp(base_hash="b", data_hash="d"))
+
+
+def record(monkeypatch: pytest.MonkeyPatch, adapter_hash: str, *overrides: str) -> None:
+    """A whole run in the current directory, whose adapter has this hash."""
+    monkeypatch.setitem(fake_run.TRAINED, "adapter_hash", adapter_hash)
+    fake_run.write_run(paths.DATA)
+    records.write_text(Path("params.yaml"), compose_text(list(overrides), ROOT / "conf"))
 
 
 def put_into_cache(adapter: Path, lock: Path) -> Path:

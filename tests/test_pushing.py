@@ -13,34 +13,15 @@ import fake_run
 import httpx2
 import pytest
 import torch
-from conftest import ROOT
 from huggingface_hub import errors
 from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
-from bitrank import adapters, chain, cli, collection, identity, models, paths, pushing, records
-from bitrank.composition import compose_text
+from bitrank import adapters, cli, collection, identity, models, paths, pushing, records
 from bitrank.errors import UserError
 
 FILES = {"README.md", "adapter_config.json", "adapter_model.safetensors"}
 SECRET = "hf_abcdefSECRET"
-CANONICAL = json.dumps({"base_model_name_or_path": None, "peft_type": "LORA",
-                        "target_modules": ["a", "b"]}, indent=2, sort_keys=True) + "\n"  # fmt: skip
-
-
-def make_adapter(folder: Path, config: str = CANONICAL) -> str:
-    """Files as `train` leaves them; return the hash of the weights."""
-    folder.mkdir(parents=True)
-    save_file({"a": torch.rand(2, 3)}, folder / "adapter_model.safetensors")
-    records.write_text(folder / "adapter_config.json", config)
-    return chain.seal_adapter(folder, chain.Stamp(base_hash="b", data_hash="d"))
-
-
-def record(monkeypatch: pytest.MonkeyPatch, adapter_hash: str, *overrides: str) -> None:
-    """A whole run in the current directory, whose adapter has this hash."""
-    monkeypatch.setitem(fake_run.TRAINED, "adapter_hash", adapter_hash)
-    fake_run.write_run(paths.DATA)
-    records.write_text(Path("params.yaml"), compose_text(list(overrides), ROOT / "conf"))
 
 
 @pytest.fixture
@@ -56,7 +37,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def project(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    record(monkeypatch, make_adapter(paths.ADAPTER))
+    fake_adapters.record(monkeypatch, fake_adapters.make_adapter(paths.ADAPTER))
     return home
 
 
@@ -90,7 +71,7 @@ def test_plain_peft_loads_it_and_computes_what_bitrank_does(
 
     done = train("precision=nf4")
     fake_adapters.move(tmp_path / "adapter")
-    record(monkeypatch, done.result["adapter_hash"])
+    fake_adapters.record(monkeypatch, done.result["adapter_hash"])
     assert ask("run", "given").exit_code == 0
     base = AutoModelForCausalLM.from_pretrained(quantized("nf4"))
     theirs = PeftModel.from_pretrained(base, "given").eval()
@@ -124,10 +105,10 @@ def test_the_card_tells_what_was_measured(project: Path) -> None:
 def test_neither_a_home_nor_a_path_nor_a_token_goes_along(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = CANONICAL.replace("null", '"/srv/models/secret"')
+    config = fake_adapters.CANONICAL.replace("null", '"/srv/models/secret"')
     local = ("model=local", "model.source.path=/srv/models/my own model of customers that has a "
              "name which is longer than a line of YAML")  # fmt: skip
-    record(monkeypatch, make_adapter(paths.ADAPTER, config), *local,
+    fake_adapters.record(monkeypatch, fake_adapters.make_adapter(paths.ADAPTER, config), *local,
            "data=jsonl", f"data.rows.path={home}/rows.jsonl")  # fmt: skip
     fetched = records.read_record(paths.record("fetch"))
     source = {"kind": "local", "path": str(home / "model")}
@@ -140,7 +121,7 @@ def test_neither_a_home_nor_a_path_nor_a_token_goes_along(
     for name, body in everything(Path("out")).items():
         for private in (SECRET, "jdoe", "/srv", "customers"):
             assert private.encode() not in body, (name, private)
-    assert Path("out/adapter_config.json").read_text() == CANONICAL
+    assert Path("out/adapter_config.json").read_text() == fake_adapters.CANONICAL
     assert "<a path of your own>" in Path("out/README.md").read_text()
 
 

@@ -14,7 +14,9 @@ from bitrank.errors import UserError
 if TYPE_CHECKING:
     from bitrank.collection import Adapter
 
-app = typer.Typer(help="List the adapters of this project; push one.", invoke_without_command=True)
+app = typer.Typer(
+    help="List the adapters of this project; push or register one.", invoke_without_command=True
+)
 HEADER = ("adapter", "base", "method", "data", "accuracy", "NLL (nats)", "sha256", "of base",
           "weights")  # fmt: skip
 
@@ -62,6 +64,21 @@ def push(
         pushing.push_to_folder(adapter, Path(target))
         where = target
     print(f"{adapter.name}, sha256 {adapter.adapter_hash[:12]}: {where}")
+
+
+@app.command()
+def register(
+    which: Annotated[str, typer.Argument(help="Its name, or how its sha256 begins.")],
+    name: Annotated[
+        str | None, typer.Option(help="Of the registered model; else by its base and data.")
+    ] = None,
+) -> None:
+    """Make an adapter a version of a model in MLflow's registry, its base named in the tags."""
+    from bitrank import collection, config, registry
+
+    adapter = collection.find_adapter(which)
+    done = registry.register(adapter, config.load().tracking.experiment, name)
+    print(f"{done.outcome}: {done.name} version {done.version} in {done.store}")
 
 
 def _row(adapter: Adapter) -> list[str]:

@@ -32,7 +32,7 @@ def push_to_folder(adapter: Adapter, target: Path) -> None:
         UserError: it exists or cannot be written, or the adapter cannot be given away.
     """
     _check_free(target)
-    _check(adapter)
+    check(adapter)
     try:
         with whole_folder(target) as partial:
             fill(adapter, partial)
@@ -54,7 +54,7 @@ def push_to_hub(adapter: Adapter, repo: str, *, public: bool) -> str:
     """
     from huggingface_hub import HfApi
 
-    _check(adapter)
+    check(adapter)
     with tempfile.TemporaryDirectory() as folder:
         fill(adapter, Path(folder))
         api = HfApi()
@@ -124,7 +124,7 @@ def _denied(repo: str) -> str:
     )
 
 
-def _check(adapter: Adapter) -> None:
+def check(adapter: Adapter) -> None:
     """Raises UserError: the weights are not here, PEFT could not load them, or the records do not
     belong together.
     """
@@ -145,7 +145,7 @@ def _check(adapter: Adapter) -> None:
 
 
 def fill(adapter: Adapter, folder: Path) -> None:
-    """Write weights, configuration and card; `_check` has been passed.
+    """Write weights, configuration and card; `check` has been passed.
 
     Raises:
         UserError: the weights are not those that were recorded.
