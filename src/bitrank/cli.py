@@ -18,7 +18,7 @@ from typing import Annotated
 
 import typer
 
-from bitrank import plan_command, terminal
+from bitrank import adapters_command, plan_command, terminal
 from bitrank.errors import UserError
 
 PARAMS = Path("params.yaml")
@@ -29,6 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(plan_command.plan)
+app.add_typer(adapters_command.app, name="adapters")
 
 
 @app.command()

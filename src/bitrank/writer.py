@@ -163,7 +163,7 @@ class Writer:
     """Runs of one experiment, as MLflow has them. Every method may be called by many at once."""
 
     def __init__(self, client: Any, experiment_id: str, check: Callable[[], None]) -> None:
-        self._client = client
+        self.client = client
         self._experiment_id = experiment_id
         self._check = check
 
@@ -174,7 +174,7 @@ class Writer:
         while token is not None:
             self._check()
             sought = f"tags.`{tag}` = '{value}'"
-            page = self._client.search_runs([self._experiment_id], sought, page_token=token or None)
+            page = self.client.search_runs([self._experiment_id], sought, page_token=token or None)
             runs += page
             token = page.token or None
         return sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id))
@@ -196,7 +196,7 @@ class Writer:
                 tags[PARENT] = parent
             self._check()
             # The tags are named one by one, so MLflow adds neither the user nor the script's path.
-            self._client.create_run(
+            self.client.create_run(
                 self._experiment_id,
                 start_time=int((time.time() - seconds) * 1000),
                 tags=tags,
@@ -230,18 +230,18 @@ class Writer:
     def show(self, name: str, view: str) -> None:
         """Put a view beside that of all runs."""
         self._check()
-        _set_view(self._client, self._experiment_id, name, view)
+        _set_view(self.client, self._experiment_id, name, view)
 
     def delete(self, run: Any) -> None:
         self._check()
         with self._beside_others(run.info.run_id):
-            self._client.delete_run(run.info.run_id)
+            self.client.delete_run(run.info.run_id)
 
     def put_under(self, run: Any, parent: str) -> None:
         if run.data.tags.get(PARENT) != parent:
             self._check()
             with self._beside_others(run.info.run_id):
-                self._client.set_tag(run.info.run_id, PARENT, parent)
+                self.client.set_tag(run.info.run_id, PARENT, parent)
 
     @contextmanager
     def _beside_others(self, run_id: str) -> Iterator[None]:
@@ -255,7 +255,7 @@ class Writer:
                 raise
 
     def _is_active(self, run_id: str) -> bool:
-        return bool(self._client.get_run(run_id).info.lifecycle_stage == "active")
+        return bool(self.client.get_run(run_id).info.lifecycle_stage == "active")
 
     def _write(self, run: Any, wanted: Wanted) -> None:
         """Twice the same is once; what makes the run whole is written last."""
@@ -266,7 +266,7 @@ class Writer:
             now = int(time.time() * 1000)
             tags = [RunTag(name, value) for name, value in {**shown.tags, CONTENT: ""}.items()]
             self._check()
-            self._client.log_batch(run_id, tags=tags)
+            self.client.log_batch(run_id, tags=tags)
         metrics = [Metric(name, value, now, 0) for name, value in shown.metrics.items()]
         for name, points in shown.curves.items():
             metrics += [Metric(name, value, now, step) for step, value in points]
@@ -275,16 +275,16 @@ class Writer:
             for start in range(0, len(values), MAX_BATCH[name]):
                 self._check()
                 part = {name: values[start : start + MAX_BATCH[name]]}
-                self._client.log_batch(run_id, **part)
+                self.client.log_batch(run_id, **part)
         self._write_artifacts(run_id, shown.artifacts)
         self._check()
         if wanted.status == "RUNNING":
-            self._client.update_run(run_id, status="RUNNING")
+            self.client.update_run(run_id, status="RUNNING")
         else:
             ended = None if shown.seconds is None else int(now + shown.seconds * 1000)
-            self._client.set_terminated(run_id, wanted.status, ended)
+            self.client.set_terminated(run_id, wanted.status, ended)
         if wanted.lasting:
-            self._client.set_tag(run_id, CONTENT, wanted.content)
+            self.client.set_tag(run_id, CONTENT, wanted.content)
 
     def _write_artifacts(self, run_id: str, artifacts: Mapping[str, bytes]) -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -293,7 +293,7 @@ class Writer:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_bytes(body)
             self._check()
-            self._client.log_artifacts(run_id, folder)
+            self.client.log_artifacts(run_id, folder)
 
 
 def _candidates(runs: Sequence[Any], wanted: Wanted) -> list[Any]:
