@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from toy_project import Toy
 
-from bitrank import records
+from bitrank import artifacts, records
 from bitrank.archive import PrivacyError, archive, opened
 from bitrank.errors import UserError
 from bitrank.verify import verify
@@ -80,7 +80,7 @@ def test_an_archive_and_its_folder_are_verified_in_a_clone(
     with opened(str(target)) as folder:
         assert list(verify(folder).tell_faults()) == []
     with tarfile.open(target) as tar:
-        tar.extractall(tmp_path / "unpacked", filter="data")
+        artifacts.unpack(tar, tmp_path / "unpacked")
     unpacked = tmp_path / "unpacked" / sweep.name
     with opened(str(unpacked)) as folder:
         assert folder == unpacked
